@@ -36,7 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import tokun
 from tokun.config import load_config
 from tokun.inference import decoder, latents, sampling
-from tokun.inference.sampling import Choice
+from tokun.inference.token_choice import Choice, Constraints, DecodingSettings
 from tokun.models.generator import make_generator
 from tokun.tokenizers import sequences
 from tokun.tokenizers.vocabulary import Tags, Vocabulary
@@ -172,10 +172,8 @@ def ours(model: Any, vocabulary: Vocabulary, batch: int, seed: int) -> Tensor:
     rows, columns = shape_of(vocabulary)
     slots = latents.Slots(rows * columns, vocabulary.max_text)
     u = latents.uniform(latents.draw(seed, range(batch), slots.size)).to(model.device)
-    made = sampling.generate(
-        model, vocabulary, prompt(vocabulary, batch).to(model.device), u, slots, image=CHOICE, text=CHOICE, forbid=(vocabulary.id("<boq>"),)
-    )
-    return made.ids
+    rules = sampling.Rules(vocabulary, slots, DecodingSettings(CHOICE, CHOICE), Constraints((vocabulary.id("<boq>"),)))
+    return sampling.generate(model, rules, prompt(vocabulary, batch).to(model.device), u).ids
 
 
 @torch.inference_mode()

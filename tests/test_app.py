@@ -338,7 +338,7 @@ def test_the_better_of_two_is_a_preference_and_of_two_prompts_one_of_whole_pairs
     one, two = tiny_model.sample(3, 2)
     ship, moth = (tiny_model.sample(3, 1, prompt=words)[0] for words in ("a ship", "a moth"))
     judged = visit.Judged().prefer([one, two], 0).prefer([two, one], 0).prefer([ship, moth], 1)
-    assert judged.told() == "0 liked, 0 disliked, 2 compared: 2 preferences", "the last opinion of two counts"
+    assert judged.summary() == "0 liked, 0 disliked, 2 compared: 2 preferences", "the last opinion of two counts"
     content = base64.b64decode(judged.files()["tokun-preferences.jsonl"].partition(",")[2])
     (tmp_path / "clicks.jsonl").write_bytes(content)
     v, found = tiny_model.vocabulary, preferences.read(str(tmp_path / "clicks.jsonl"), tiny_model.vocabulary, tiny_model.encode_text)

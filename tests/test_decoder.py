@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from tokun.inference import decoder, latents, native, sampling, streams
 from tokun.inference.decoder import GraphStream, HubStreams, Stream, TorchDecoder, decoder_of, open_stream, row_counts
+from tokun.inference.token_choice import Constraints, DecodingSettings
 from tokun.tokenizers import sequences
 from tokun.tokenizers.vocabulary import Tags
 
@@ -159,7 +160,10 @@ def test_another_architecture_samples_through_its_own_forward(tiny_model):
     assert isinstance(open_stream(llama, [torch.tensor([prompt])], 60), HubStreams)
     u = latents.uniform(latents.draw(3, range(3), tiny_model.slots.size))
     made = [
-        sampling.generate(llama, v, torch.tensor([prompt] * len(rows)), u[rows], tiny_model.slots, forbid=(v.id("<boq>"),), guidance_scale=scale, unconditional_image=torch.tensor([[v.id("<bos>"), v.id("<boi>")]] * len(rows)))
+        sampling.generate(
+            llama, sampling.Rules(v, tiny_model.slots, DecodingSettings(guidance_scale=scale), Constraints((v.id("<boq>"),))),
+            torch.tensor([prompt] * len(rows)), u[rows], unconditional_image=torch.tensor([[v.id("<bos>"), v.id("<boi>")]] * len(rows)),
+        )
         for scale in (1.0, 2.0) for rows in ([0, 1, 2], [2])
     ]  # fmt: skip
     for many, one in (made[:2], made[2:]):

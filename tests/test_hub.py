@@ -57,7 +57,7 @@ def test_a_checkpoint_is_replaced_and_nothing_else_is(tiny_model, checkpoint_fol
     ):
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).write_text(text)
-        with pytest.raises(ValueError, match=r"no checkpoint \(vocabulary\.json is missing\)"):
+        with pytest.raises(ValueError, match=r"is not a checkpoint \(vocabulary\.json is missing\)"):
             tiny_model.save_pretrained(tmp_path / name[0])
         assert (tmp_path / name).read_text() == text
     (path / "thesis.txt").rename(path / "generator" / "thesis.txt")

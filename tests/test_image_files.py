@@ -497,6 +497,20 @@ def test_an_odd_file_shows_what_it_holds(name):
     assert np.abs(np.asarray(image).astype(float) - expected).max() <= tolerance
 
 
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_a_png_of_our_own_is_opened_as_it_was_written(tmp_path, mode):
+    path, picture = tmp_path / "000042-00.png", texture(mode)
+    picture.save(path)
+    opened = image_files.open_own_png(path)
+    assert opened.mode == mode and opened.tobytes() == picture.tobytes()
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(OSError):
+        image_files.open_own_png(path)
+    picture.save(path, "BMP")
+    with pytest.raises(OSError):
+        image_files.open_own_png(path)
+
+
 @pytest.mark.skipif(not HAS_AVIF, reason="this Pillow reads no AVIF")
 def test_the_first_frame_of_an_avif_is_taken():
     data = save(texture(), "AVIF", quality=100, save_all=True, append_images=[SWATCH.resize((96, 80))])

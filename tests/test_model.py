@@ -111,12 +111,13 @@ def test_captions_repeat_no_word_where_that_is_asked_for_or_the_checkpoints_own_
         for i in range(text_tokenizer.size)
         if i not in text_tokenizer.illegal_ids
     }
-    assert set(tiny_model._word_starts) == {i for i, text in texts.items() if text.startswith("a ")} and len(tiny_model._word_starts) > 20
+    constraints = tiny_model.constraints
+    assert set(constraints.word_starts) == {i for i, text in texts.items() if text.startswith("a ")} and len(constraints.word_starts) > 20
     seen = {i: text[1:].strip() for i, text in texts.items()}
-    assert set(tiny_model._marks) == {
+    assert set(constraints.marks) == {
         i for i, text in seen.items() if text and not any(letter.isalnum() or letter in ".\ufffd" for letter in text)
     }
-    assert {text_tokenizer.encode(f"a{mark}")[-1] for mark in ",-"} <= set(tiny_model._marks)
+    assert {text_tokenizer.encode(f"a{mark}")[-1] for mark in ",-"} <= set(constraints.marks)
     asked = [pair.caption for pair in tiny_model.sample(0, 8, text_temperature=0.1, no_repeats=True)]
     own = dataclasses.replace(tiny_model, defaults=dataclasses.replace(tiny_model.defaults, no_repeats=True))
     assert asked == [pair.caption for pair in own.sample(0, 8, text_temperature=0.1)]
@@ -397,13 +398,13 @@ def test_a_run_that_has_not_ended_is_said_how_to_go_on_and_where_its_best_is(tmp
         folders.resolve(tmp_path)
     (tmp_path / "state" / "generator" / "step-1").mkdir(parents=True)
     for resolve in (folders.resolve, folders.resolve_adapter):
-        with pytest.raises(FileNotFoundError, match=r"typed again goes on; with train\.max_minutes=1 added it ends for good"):
+        with pytest.raises(FileNotFoundError, match=r"command again to resume; with train\.max_minutes=1 added it stops and saves"):
             resolve(tmp_path)
     (tmp_path / "best" / "step-00000040.partial").mkdir(parents=True)
-    with pytest.raises(FileNotFoundError, match=r"ends for good"):
+    with pytest.raises(FileNotFoundError, match=r"stops and saves its result"):
         folders.resolve_adapter(tmp_path)
     (tmp_path / "best" / "step-00000020").mkdir(parents=True)
-    with pytest.raises(FileNotFoundError, match=r"goes on; .*/best holds the best so far"):
+    with pytest.raises(FileNotFoundError, match=r"command again to resume; .*/best holds the best so far"):
         folders.resolve_adapter(tmp_path)
 
 

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, Qwen3Config
 
 from tokun.inference import decoder, latents, native, sampling
 from tokun.inference.decoder import NativeDecoder, NativeStream, Stream, TorchDecoder
-from tokun.inference.sampling import Choice
+from tokun.inference.token_choice import Choice, Constraints, DecodingSettings
 from tokun.tokenizers import sequences
 from tokun.tokenizers.vocabulary import Tags
 
@@ -219,12 +219,9 @@ def test_a_picture_drawn_in_one_call_is_the_one_that_is_watched(tiny_model):
     def made(watch, rows=range(5)):
         return sampling.generate(
             tiny_model.generator,
-            v,
+            sampling.Rules(v, slots, DecodingSettings(Choice(0.9, 0, 0.9)), Constraints((v.id("<boq>"),))),
             torch.tensor([prompt] * len(rows)),
             u[rows],
-            slots,
-            image=Choice(0.9, 0, 0.9),
-            forbid=(v.id("<boq>"),),
             watch=watch,
         )
 
@@ -249,12 +246,9 @@ def test_compiled_samples_are_the_plain_ones_but_for_rounding(tiny_model):
             made.append(
                 sampling.generate(
                     generator,
-                    v,
+                    sampling.Rules(v, slots, DecodingSettings(guidance_scale=scale), Constraints((v.id("<boq>"),))),
                     torch.tensor([prompt] * 16),
                     u,
-                    slots,
-                    forbid=(v.id("<boq>"),),
-                    guidance_scale=scale,
                     unconditional_image=bare,
                 )
             )

@@ -8,7 +8,7 @@ import torch
 from tokun.align import objective, rollouts
 from tokun.config import GrpoConfig
 from tokun.inference import sampling
-from tokun.inference.token_choice import DecodingSettings
+from tokun.inference.token_choice import Constraints, DecodingSettings
 from tokun.tokenizers import sequences
 
 
@@ -60,7 +60,8 @@ def test_likelihoods_are_those_of_the_sampler(tiny_model):
 def test_guided_likelihoods_are_those_of_the_guided_sampler(tiny_model):
     """The probability of a choice is the width of the interval of u that makes it (`Generated.low`, `high`)."""
     model = copy.copy(tiny_model)
-    model.__dict__["forbidden_text"] = ([], [])  # pieces that only the sampler leaves out
+    # without the pieces that only the sampler leaves out
+    model.__dict__["constraints"] = Constraints(sequences.other_tasks(model.vocabulary))
     v, slots = model.vocabulary, model.slots
     u = torch.rand(3, slots.size, generator=torch.Generator().manual_seed(0))
     tags = model.choose_tags(u, model.wanted_tags())
@@ -73,10 +74,11 @@ def test_guided_likelihoods_are_those_of_the_guided_sampler(tiny_model):
     for row, pair in enumerate(pairs):
         text = torch.tensor([*pair.caption_ids, v.id("<eoc>")])
         drawn = sampling.generate(
-            model.generator, v, torch.tensor([sequences.image_prompt(v, pair.tags)]), u[row : row + 1], slots, **vars(how),
+            model.generator, sampling.Rules(v, slots, how, model.constraints),
+            torch.tensor([sequences.image_prompt(v, pair.tags)]), u[row : row + 1],
             unconditional_image=torch.tensor([sequences.unconditional_image_prompt(v, pair.tags.grid)]),
             unconditional_text=torch.tensor([sequences.prefix(v, pair.tags)]),
-            forced=slots.given(codes=torch.tensor(pair.codes) + v.code_offset, text=text), forbid=sequences.other_tasks(v),
+            forced=slots.given(codes=torch.tensor(pair.codes) + v.code_offset, text=text),
         )  # fmt: skip
         width = (drawn.high - drawn.low)[0]
         for first, count, kind in ((slots.image, len(pair.codes), True), (slots.text, len(text), False)):

@@ -1,6 +1,7 @@
 """Promises of tokun/inference/sampling.py, each shortcut beside its slow twin. The model is the tiny random one of fixtures.py."""
 
 import math
+from dataclasses import fields
 
 import pytest
 import torch
@@ -8,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokun.inference import latents
-from tokun.inference.sampling import generate, span_nll
-from tokun.inference.token_choice import Choice, choose, narrow
+from tokun.inference.sampling import Rules, generate, span_nll
+from tokun.inference.token_choice import Choice, Constraints, DecodingSettings, choose, narrow
 from tokun.tokenizers import sequences
 from tokun.tokenizers.grammar import STATES
 from tokun.tokenizers.vocabulary import Tags, parse_grid
@@ -137,8 +138,13 @@ def uniforms(model, rows, seed=0):
 
 
 def run(model, prompts, u, **options):
+    """`generate`; the options may also be those of `DecodingSettings` and `Constraints`."""
     options = {"forbid": (model.vocabulary.id("<boq>"),), **options}
-    return generate(model.generator, model.vocabulary, torch.tensor(prompts), u, model.slots, **options)
+    settings, constraints = (
+        kind(**{field.name: options.pop(field.name) for field in fields(kind) if field.name in options})
+        for kind in (DecodingSettings, Constraints)
+    )
+    return generate(model.generator, Rules(model.vocabulary, model.slots, settings, constraints), torch.tensor(prompts), u, **options)
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.fixtures import slow_next
 from tokun.inference import picture_files, sampling
-from tokun.inference.token_choice import DecodingSettings
+from tokun.inference.token_choice import Constraints, DecodingSettings
 from tokun.serving import __main__ as example
 from tokun.serving import backend
 from tokun.serving.grammar import RequestGrammar
@@ -34,8 +34,9 @@ from tokun.tokenizers.vocabulary import Tags, Vocabulary
 SMALL = Vocabulary(
     text_size=12, codebook_size=6, styles=("etching",), subjects=("sea", "sky"), grids=((2, 2), (1, 3)), max_text=3, illegal_text=(0, 5)
 )  # fmt: skip
+NO_REPEATS = DecodingSettings(text=sampling.Choice(no_repeats=True))
 RULED_OUT, NO_START = (SMALL.id("<boq>"), 7), (3, 4)
-GRAMMAR = RequestGrammar(SMALL, image=sampling.Choice(), text=sampling.Choice(), forbid=RULED_OUT, forbid_first=NO_START)
+GRAMMAR = RequestGrammar(SMALL, DecodingSettings(), Constraints(RULED_OUT, NO_START))
 
 
 # --- the masks --------------------------------------------------------------------------------------------------------
@@ -160,20 +161,18 @@ def test_a_code_too_many_is_an_error_of_the_engine():
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(st.lists(st.integers(6, 9), max_size=13))
 def test_a_phrase_twice_in_a_row_is_ruled_out_by_its_last_id(said):
-    grammar = RequestGrammar(SMALL, image=sampling.Choice(), text=sampling.Choice(no_repeats=True), word_starts=(6, 7), marks=(9,))
+    grammar = RequestGrammar(SMALL, NO_REPEATS, Constraints(word_starts=(6, 7), marks=(9,)))
     words = [i for i in said if i != 9]
     twice = lambda text, n: len(text) >= 2 * n and text[-2 * n : -n] == text[-n:] and text[-n] in (6, 7)  # noqa: E731
     ruled_out = lambda text: set(grammar.repeats([text])[0].nonzero()[:, 0].tolist())  # noqa: E731
     assert {i for i in (6, 7, 8) if any(twice([*words, i], n) for n in range(1, 7))} == ruled_out(words)
     row = grammar.row([SMALL.id("<bos>"), SMALL.id("<boc>")], said[:3])
-    assert row.said == [i for i in said[:3] if i != 9]
-    assert not ruled_out(row.said) & set(grammar.legal([row])[0].nonzero()[:, 0].tolist())
+    assert row.words == [i for i in said[:3] if i != 9]
+    assert not ruled_out(row.words) & set(grammar.legal([row])[0].nonzero()[:, 0].tolist())
 
 
 def test_an_unrepeated_word_is_ruled_out_once_it_is_said():
-    grammar = RequestGrammar(
-        SMALL, image=sampling.Choice(), text=sampling.Choice(no_repeats=True), word_starts=(6, 7), unrepeated=[(6, 8), (9,)]
-    )
+    grammar = RequestGrammar(SMALL, NO_REPEATS, Constraints(word_starts=(6, 7), unrepeated=[(6, 8), (9,)]))
     ruled_out = [set(row.nonzero()[:, 0].tolist()) for row in grammar.repeats([[8, 7], [7, 9, 6], [7, 9, 8, 8]])]
     assert ruled_out == [{6, 8, 7}, {6, 8, 9}, {6, 8}], "in the last, 8 goes on with the word that 9 began"
 

@@ -22,7 +22,7 @@ from tokun.data import cropping
 from tokun.inference import bulk, conditional_generation, decoder, image_to_codes, latents, native, sampling
 from tokun.inference.load import load
 from tokun.inference.model import Tokun
-from tokun.inference.sampling import Choice
+from tokun.inference.token_choice import Choice, Constraints, DecodingSettings
 from tokun.serving import __main__ as serving
 from tokun.tokenizers import sequences
 from tokun.tokenizers.vocabulary import Tags
@@ -47,7 +47,8 @@ def made(model, grids, u, **options):
         "unconditional_text": torch.tensor([prompt(v, grid)[:-1] for grid in grids]),
     }
     prompts = torch.tensor([prompt(v, grid) for grid in grids])
-    return sampling.generate(model.generator, v, prompts, u, model.slots, forbid=(v.id("<boq>"),), **guided, **options)
+    rules = sampling.Rules(v, model.slots, DecodingSettings(**options), Constraints((v.id("<boq>"),)))
+    return sampling.generate(model.generator, rules, prompts, u, **guided)
 
 
 # --- one seed, one pair -----------------------------------------------------------------------------------------------

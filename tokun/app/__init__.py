@@ -1,4 +1,4 @@
-"""The demo: `tokun app`, or `build` and `serve` for a page of one's own.
+"""The demo: `tokun app`, or `build` and `serve` from Python.
 
 page    the layout, its look and its script      events   what its buttons do        views   pairs and words as HTML
 demo    what it does, without a page             links    a print as an address      visit   what a visitor keeps

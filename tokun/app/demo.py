@@ -3,8 +3,8 @@
     Studio(model).draw(seed, …)   ->  Sketch, Sketch, … and at last the pairs
     Studio(model).known[""]       ->  the tags, shapes and tasks that a form may offer
 
-Everything that comes from outside passes one of the checks below, which raise UserError with words for a visitor. Nothing that
-is typed is opened as a path, nothing is written to disk. Knows no Gradio.
+Everything that comes from outside passes one of the checks below, which raise UserError with a message for visitors. Nothing typed is
+opened as a path, and nothing is written to disk. Knows no Gradio.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ MAX_FILE_BYTES = 10_000_000
 MAX_PIXELS = 25_000_000
 MAX_TEXT = 300  # characters
 MAX_SEED = 2**31 - 1
-MAX_PAIRS = 12  # of a sheet, or steps between two seeds
+MAX_PAIRS = 12  # of a sheet, and most steps between two seeds
 TEMPERATURES, GUIDANCES = (0.1, 1.5), (1.0, 6.0)
 MAX_NUMBER = 9999  # of a print among those of its seed
-SIDE = 1024  # pixels of an uploaded picture's longer side, as it is kept
+SIDE = 1024  # pixels of the longer side of an uploaded picture, which is scaled down to that
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 PAUSE = 0.15  # seconds between two sketches
 VARIATIONS = 4  # and completions, of four candidates each: sixteen rows, which a CPU computes together anyway
@@ -101,7 +101,7 @@ def open_upload(content: object, channels: int) -> Image.Image:
     except image_files.PictureError as error:
         if str(error) == image_files.TOO_MANY:
             raise UserError(f"The picture has too many pixels; up to {MAX_PIXELS:,} are read. Please scale it down.") from None
-        raise UserError(f"This file is not a whole picture that can be read; {', '.join(FORMATS)} are.") from None
+        raise UserError(f"This file is not a whole picture that can be read. Formats: {', '.join(FORMATS)}.") from None
     opened.thumbnail((SIDE, SIDE))
     return opened
 
@@ -111,19 +111,19 @@ def open_upload(content: object, channels: int) -> Image.Image:
 
 @dataclass(frozen=True)
 class Sketch:
-    """A pair on its way: what is not drawn yet is white."""
+    """A pair that is being drawn: the rest of the picture is white."""
 
     image: Image.Image
     caption: str
 
 
 class Left(Exception):
-    """The visitor is gone, the pair is not wanted any more."""
+    """The visitor has left, so the pair is no longer needed."""
 
 
 @dataclass(frozen=True)
 class Wishes:
-    """What was asked for, checked."""
+    """A visitor's options, checked."""
 
     adapter: str
     options: dict[str, Any]
@@ -139,14 +139,14 @@ class Known:
     things: tuple[str, ...]
     registers: tuple[str, ...]
     shapes: tuple[tuple[str, str], ...]
-    """(what it is called, the grid)"""
+    """(label, grid)"""
     tasks: tuple[str, ...]
 
     @classmethod
     def of(cls, model: Tokun) -> Known:
         v = model.vocabulary
         shapes = [("as it comes", ""), *((called(*grid), cropping.grid_text(grid)) for grid in model.grids)]
-        tasks = model.tasks or ("joint", "text_to_image")  # an old checkpoint, which does not say
+        tasks = model.tasks or ("joint", "text_to_image")  # an old checkpoint does not record them
         return cls(("", *v.styles), ("", *v.subjects), ("", *v.things), tuple(v.registers), tuple(shapes), tuple(tasks))
 
 
@@ -156,7 +156,7 @@ def called(rows: int, columns: int) -> str:
 
 
 def apart(model: Tokun) -> dict[str, Tokun]:
-    """The model with each of its adapters, by the adapter's name, and without any, by ""; they share all weights that no adapter changes."""
+    """The model with each of its adapters, by the adapter's name, and without any, by "". Weights that no adapter changes are shared."""
     if not model.adapters:
         return {"": model}
     found = {name: copy.copy(model) for name in ("", *model.adapters)}
@@ -164,7 +164,7 @@ def apart(model: Tokun) -> dict[str, Tokun]:
 
 
 class Studio:
-    """One model for all visitors, with its adapters. It does one thing at a time, in a thread of its own."""
+    """One model for all visitors, with its adapters. It does one thing at a time, in a separate thread."""
 
     def __init__(self, model: Tokun):
         self.models = apart(model)
@@ -181,29 +181,44 @@ class Studio:
         return self.usual if name is None else one_of(name, list(self.models), "adapter")
 
     def wishes(
-        self, prompt: object = "", style: object = "", subject: object = "", register: object = None, temperature: object = None, guidance: object = None,
-        thing: object = "", shape: object = "", adapter: object = None,
-    ) -> Wishes:  # fmt: skip
-        """What may be asked for besides a seed. A temperature and a guidance that are None or the model's defaults are left out: then the seed's pair is
-        the one that `sample.py` draws."""
+        self,
+        prompt: object = "",
+        style: object = "",
+        subject: object = "",
+        register: object = None,
+        temperature: object = None,
+        guidance: object = None,
+        thing: object = "",
+        shape: object = "",
+        adapter: object = None,
+    ) -> Wishes:
+        """The options besides a seed. A temperature and a guidance that are None or the model's defaults are left out: then the seed's pair
+        is the one that `sample.py` draws."""
         name = self.adapter(adapter)
         known, usual = self.known[name], self.models[name].defaults
-        return Wishes(name, {
-            "prompt": text(prompt, "prompt") or None, "style": one_of(style, known.styles, "style"), "subject": one_of(subject, known.subjects, "subject"),
-            "register": "" if register is None else one_of(register, known.registers, "register"), "temperature": unless_usual(temperature, usual.temperature, TEMPERATURES, "temperature"),
-            "guidance_scale": unless_usual(guidance, usual.guidance_scale, GUIDANCES, "guidance"), "thing": text(thing, "thing"), "aspect": one_of(shape, [grid for _, grid in known.shapes], "shape"),
-        })  # fmt: skip
+        options = {
+            "prompt": text(prompt, "prompt") or None,
+            "style": one_of(style, known.styles, "style"),
+            "subject": one_of(subject, known.subjects, "subject"),
+            "register": "" if register is None else one_of(register, known.registers, "register"),
+            "temperature": unless_usual(temperature, usual.temperature, TEMPERATURES, "temperature"),
+            "guidance_scale": unless_usual(guidance, usual.guidance_scale, GUIDANCES, "guidance"),
+            "thing": text(thing, "thing"),
+            "aspect": one_of(shape, [grid for _, grid in known.shapes], "shape"),
+        }
+        return Wishes(name, options)
 
     def draw(self, seed: object, n: object, no: object = 0, **wishes: object) -> Iterator[Sketch | list[Pair]]:
-        """Samples no … no + n - 1 of the seed: sketches of the first, then all."""
-        start, count, asked = whole(seed, 0, MAX_SEED, "seed"), whole(n, 1, MAX_PAIRS, "number of prints"), self.wishes(**wishes)
+        """Samples no … no + n - 1 of the seed: sketches of the first sample, then all samples."""
+        start, count = whole(seed, 0, MAX_SEED, "seed"), whole(n, 1, MAX_PAIRS, "number of prints")
+        asked = self.wishes(**wishes)
         numbers = range(first := whole(no, 0, MAX_NUMBER, "number of the print"), first + count)
         model = self.models[asked.adapter]
         plan = model.plan(**asked.options)
         return self.watched(lambda watch: model.draw(start, numbers, plan, watch=watch), *self.first(start, first, asked, plan))
 
     def between(self, first: object, last: object, steps: object, **wishes: object) -> Iterator[Sketch | list[Pair]]:
-        """Pairs on the way from one seed to another: sketches of the first, then all."""
+        """Pairs on the way from one seed to another: sketches of the first pair, then all pairs."""
         a, b = whole(first, 0, MAX_SEED, "first seed"), whole(last, 0, MAX_SEED, "last seed")
         count, asked = whole(steps, 2, MAX_PAIRS, "number of steps"), self.wishes(**wishes)
         model = self.models[asked.adapter]
@@ -211,7 +226,8 @@ class Studio:
         return self.watched(lambda watch: model.interpolate(a, b, count, watch=watch, **asked.options), *known)
 
     def versus(self, seed: object, sides: Sequence[dict[str, object]]) -> Iterator[list[Sketch | Pair]]:
-        """Sample 0 of the seed for each of two wishes, one after the other, as far as they are drawn. For two equal wishes, samples 0 and 1."""
+        """Sample 0 of the seed for each of two sets of options, one after the other, as far as they are drawn. If the two are equal,
+        samples 0 and 1."""
         start, asked = whole(seed, 0, MAX_SEED, "seed"), [self.wishes(**side) for side in sides]
         numbers = (0, int(asked[0] == asked[1]))
         plans = [self.models[one.adapter].plan(**one.options) for one in asked]
@@ -229,13 +245,13 @@ class Studio:
     def first(self, seed: int, index: int, asked: Wishes, plan: SamplingPlan) -> tuple[str, tuple[int, int]]:
         """What is known of a sample before it is drawn: its prompt and its shape."""
         model, u = self.models[asked.adapter], latents.uniform(latents.draw(seed, [index], latents.TAG_SLOTS))
-        (tags,) = self._lane.submit(model.tags_of, u, plan).result()  # with a prompt the generator is run
+        (tags,) = self._lane.submit(model.tags_of, u, plan).result()  # with a prompt this runs the generator
         return asked.options["prompt"] or "", tags.grid or model.vocabulary.default_grid
 
     def watched(
         self, make: Callable[[Watch], list[Pair]], prompt: str = "", grid: tuple[int, int] | None = None
     ) -> Iterator[Sketch | list[Pair]]:
-        """Yields what `make` has so far, then its result. Stops the work when the visitor has left. `grid`: of the first pair."""
+        """Yields what `make` has so far, then its result. Stops the work when the visitor has left. `grid`: that of the first pair."""
         news: deque[tuple[list[int], list[int]]] = deque(maxlen=1)
         left = threading.Event()
 
@@ -258,14 +274,14 @@ class Studio:
     # --- from a picture -------------------------------------------------------------------------------------------------
 
     def framed(self, picture: Image.Image) -> Image.Image:
-        """What the model sees of a picture, as large as is good to look at."""
+        """What the model sees of a picture, at a size that suits a screen."""
         return image_to_codes.framed(self.model, picture, largest=4)
 
     def say(self, picture: Image.Image | None, registers: object) -> list[conditional_generation.Words]:
         """A caption of the picture in each register."""
         shown = given(picture)
         if not isinstance(registers, list) or not registers:
-            raise UserError("Please choose a register: in which voice shall it be said?")
+            raise UserError("Please choose a register.")
         asked = [one_of(name, self.known[self.usual].registers, "register") for name in dict.fromkeys(map(str, registers))]
         return self._lane.submit(self.model.caption, shown, asked).result()
 
@@ -287,7 +303,7 @@ class Studio:
         return self._lane.submit(self.model.rewrite, written, voice).result()
 
     def vary(self, picture: Image.Image | None, caption: object, amount: object, seed: object) -> list[Pair]:
-        """Pairs near the picture and its caption; without one, near the picture and what the model says of it."""
+        """Pairs near the picture and its caption; without a caption, near the picture and the model's own caption."""
         shown, words = given(picture), text(caption, "caption")
         share, start = number(amount, 0, 1, "distance"), whole(seed, 0, MAX_SEED, "seed")
 
@@ -310,11 +326,11 @@ def given(picture: Image.Image | None) -> Image.Image:
 
 
 def own_words(model: Tokun, picture: Image.Image) -> str:
-    """The model's likeliest caption, as much of it as it can read again: words that it spells strangely may take more pieces."""
-    said = model.caption(picture, temperature=0.0)[0].text
-    while len(model.text_tokenizer.encode(said)) > model.vocabulary.max_text:
-        said = said[:-1]
-    return said
+    """The model's likeliest caption, cut to what it can read again: oddly spelled words may take more pieces."""
+    caption = model.caption(picture, temperature=0.0)[0].text
+    while len(model.text_tokenizer.encode(caption)) > model.vocabulary.max_text:
+        caption = caption[:-1]
+    return caption
 
 
 def sketch(model: Tokun, codes: list[int], grid: tuple[int, int] | None = None) -> Image.Image:
@@ -332,7 +348,7 @@ def sketch(model: Tokun, codes: list[int], grid: tuple[int, int] | None = None) 
 
 
 def enlarged(image: Image.Image, side: int) -> Image.Image:
-    """A small picture, smoothly enlarged by a whole factor until its longer side has at least so many pixels."""
+    """A small picture, smoothly enlarged by a whole factor until its longer side has at least `side` pixels."""
     return scaled(image, max(1, math.ceil(side / max(image.size))))
 
 

@@ -1,4 +1,4 @@
-"""Events: what a button of the page does, as generators of its outputs. What is drawn and said is demo.py's, what is kept visit.py's, how it looks views.py's."""
+"""Events: what a button of the page does, as generators of its outputs. demo.py draws, visit.py keeps, and views.py shows the results."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Events:
     """The work behind the page's buttons. `gr` is Gradio, which is imported when a page is built."""
 
     def __init__(self, gr: Any, studio: demo.Studio, channels: int) -> None:
-        """channels: of the model's pictures."""
+        """channels: those of the model's pictures."""
         self.gr, self.studio, self.channels = gr, studio, channels
 
     # --- from seeds ---------------------------------------------------------------------------------------------------
@@ -61,7 +61,14 @@ class Events:
     def link(self, values: dict[str, object]) -> str:
         name = self.studio.adapter(values.get("adapter"))
         known, defaults = self.studio.known[name], self.studio.models[name].defaults
-        usual = {"no": 0, "n": 1, "adapter": self.studio.usual, "register": known.registers[0], "guidance": defaults.guidance_scale, "temperature": defaults.temperature}  # fmt: skip
+        usual = {
+            "no": 0,
+            "n": 1,
+            "adapter": self.studio.usual,
+            "register": known.registers[0],
+            "guidance": defaults.guidance_scale,
+            "temperature": defaults.temperature,
+        }
         return links.link({**values, "adapter": name}, usual)
 
     @noticed
@@ -103,7 +110,7 @@ class Events:
             return
         wishes = {name: values.get(name) for name in ("register", "temperature", "guidance", "adapter")}
         wishes |= {name: values.get(name, "") for name in ("prompt", "style", "subject", "thing", "shape")}
-        checked = self.studio.wishes(**wishes)  # before it stands in any field
+        checked = self.studio.wishes(**wishes)  # before it is put into any field
         defaults = self.studio.models[checked.adapter].defaults
         form: dict[str, object] = {
             **wishes,
@@ -157,13 +164,13 @@ class Events:
 
     @noticed
     def prefer_left(self, two, judged):
-        """-> what is judged, and how it is told"""
-        yield told(judged.prefer([one.pair for one in two], 0))
+        """-> the judgements and their summary"""
+        yield with_summary(judged.prefer([one.pair for one in two], 0))
 
     @noticed
     def prefer_right(self, two, judged):
-        """-> what is judged, and how it is told"""
-        yield told(judged.prefer([one.pair for one in two], 1))
+        """-> the judgements and their summary"""
+        yield with_summary(judged.prefer([one.pair for one in two], 1))
 
     # --- from a picture, from words -----------------------------------------------------------------------------------
 
@@ -209,13 +216,13 @@ class Events:
 
     @noticed
     def like(self, current, judged):
-        """-> what is judged, and how it is told"""
-        yield told(judged.mark(current and current.pair, liked=True))
+        """-> the judgements and their summary"""
+        yield with_summary(judged.mark(current and current.pair, liked=True))
 
     @noticed
     def dislike(self, current, judged):
-        """-> what is judged, and how it is told"""
-        yield told(judged.mark(current and current.pair, liked=False))
+        """-> the judgements and their summary"""
+        yield with_summary(judged.mark(current and current.pair, liked=False))
 
     @noticed
     def recall(self, number, history):
@@ -234,7 +241,7 @@ class Events:
         yield views.links({"tokun-gallery.html": demo.inline(page.encode(), "text/html")}, "the gallery")
 
 
-def told(judged: visit.Judged) -> tuple[visit.Judged, str]:
+def with_summary(judged: visit.Judged) -> tuple[visit.Judged, str]:
     return judged, views.opinion(judged)
 
 

@@ -1,8 +1,8 @@
-"""A gate before the demo's web server: what Gradio would take from anybody and this demo never needs. Knows HTTP, no models.
+"""A gate before the demo's web server: rejects requests that Gradio accepts but the demo does not use. Knows HTTP, no models.
 
-Gradio fetches remote files that a request names, of any size, and hands them on; it reads JSON of any length, keeps form fields of any
-length in memory, and files whose upload breaks off or whose field it does not know on disk for good. An upload passes when it is whole
-and is one file.
+Gradio fetches remote files that a request names, of any size, and passes them on. It reads JSON of any length and keeps form fields of
+any length in memory. Files whose upload breaks off, or whose field it does not know, stay on its disk for good. The gate only lets
+uploads of one complete file through.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-UPLOADS, IDLE, PATIENCE = 64, 15, 600  # that are being received at a time; seconds without a byte, and in all, that one may take
+UPLOADS = 64  # most uploads received at a time
+IDLE = 15  # most seconds that an upload may pause
+MAX_SECONDS = 600  # that an upload may take in all
 MAX_BODY = 200_000  # bytes of a request other than an upload; the texts of all fields take a hundredth of that
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -21,8 +23,8 @@ Send = Callable[[Message], Awaitable[None]]
 
 
 class Gate:
-    """ASGI middleware. 403 for addresses and bodies that name a remote file, 413 for bodies that are too long, 400 for uploads that are
-    not one whole file, 408 for those that stand still, 429 for more of them at a time than UPLOADS."""
+    """ASGI middleware. Answers 403 to addresses and bodies that name a remote file, 413 to bodies that are too long, 400 to uploads that
+    are not one complete file, 408 to uploads that stop or take too long, 429 to more than UPLOADS of them at a time."""
 
     def __init__(self, app: Callable[..., Awaitable[None]], max_file_bytes: int):
         self.app, self.max_upload, self.uploads = app, max_file_bytes + 10_000, 0
@@ -54,7 +56,7 @@ class Gate:
                 return 429
             self.uploads += 1
             try:
-                return await asyncio.wait_for(read(lambda: pop_or(begun, patiently), self.max_upload), PATIENCE)
+                return await asyncio.wait_for(read(lambda: pop_or(begun, patiently), self.max_upload), MAX_SECONDS)
             finally:
                 self.uploads -= 1
         except asyncio.TimeoutError:  # its name before Python 3.11
@@ -66,7 +68,7 @@ def asks_elsewhere(path: str) -> bool:
 
 
 async def read(receive: Receive, most: int = MAX_BODY) -> bytes | int:
-    """The whole body; or the status that it earns: 413 when it is too long, 400 when it breaks off."""
+    """The whole body; or the status to answer: 413 if it is too long, 400 if it breaks off."""
     body, more = bytearray(), True
     while more:
         message = await receive()

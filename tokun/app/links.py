@@ -4,7 +4,7 @@
     ?seed=42&n=8                                     its samples 0 to 7
     ?from=42&to=43&steps=8&step=3                    the third of eight steps from one seed to another
 
-What is left out is the default. Anybody may have written a link: `demo.Studio` checks its values as it checks the form's.
+What is left out has its default. Anybody may have written a link: `demo.Studio` checks its values like those of the form.
 """
 
 from __future__ import annotations
@@ -16,13 +16,20 @@ NUMBERS = ("seed", "no", "n", "from", "to", "steps", "step", "temperature", "gui
 TEXTS = ("prompt", "style", "subject", "thing", "register", "shape", "adapter")
 WISHES = ("prompt", "style", "subject", "thing", "register", "shape", "temperature", "guidance", "adapter")
 
+# the numbers' names in messages
 SPOKEN = {
-    "seed": "seed", "no": "number of the print", "n": "number of prints", "from": "first seed", "to": "last seed", "steps": "number of steps", "step": "step",
-}  # fmt: skip
+    "seed": "seed",
+    "no": "number of the print",
+    "n": "number of prints",
+    "from": "first seed",
+    "to": "last seed",
+    "steps": "number of steps",
+    "step": "step",
+}
 
 
 def link(values: Mapping[str, object], usual: Mapping[str, object] | None = None) -> str:
-    """The parameters, without those that are None, or have their `usual` value: "" by default."""
+    """The parameters, without those that are None or have their `usual` value, which is "" by default."""
     usual = usual or {}
     kept = {
         name: f"{value:.15g}" if isinstance(value, float) else str(value)
@@ -33,7 +40,8 @@ def link(values: Mapping[str, object], usual: Mapping[str, object] | None = None
 
 
 def read(parameters: Mapping[str, str]) -> dict[str, object]:
-    """The options of a print in an address; empty for an address without any. A value that should be a number and is not stays text, and `Studio` refuses it."""
+    """The options of a print in an address; empty for an address without any. What should be a number and is not stays text, which `Studio`
+    refuses."""
     found: dict[str, object] = {name: parameters[name] for name in TEXTS if name in parameters}
     return {**found, **{name: _number(parameters[name]) for name in NUMBERS if name in parameters}}
 

@@ -1,7 +1,7 @@
 () => {
-  // What Gradio's components do not do by themselves: names of thumbnails, news for those who hear the page, the address, the fold on phones.
+  // What Gradio's components do not do by themselves: names of thumbnails, news for screen readers, the address, the fold on phones.
   document.body.classList.remove('dark');
-  const told = Object.assign(document.createElement('div'), {className: 'heard', role: 'status'});
+  const status = Object.assign(document.createElement('div'), {className: 'heard', role: 'status'});
 
   function printed(plate) {
     const busy = plate.querySelector('.drawing') !== null;
@@ -9,7 +9,7 @@
     if (busy || plate.querySelector('.empty')) return;
     const captions = [...plate.querySelectorAll('figcaption')].map((one) => (one.firstChild?.textContent || '').trim());
     const news = `${captions.length === 1 ? 'Printed' : captions.length + ' prints'}: ${captions.join(' ')}`;
-    if (told.textContent !== news) told.textContent = news;
+    if (status.textContent !== news) status.textContent = news;
     const link = plate.querySelector('a.address');
     if (link) history.replaceState(history.state, '', link.getAttribute('href'));
   }
@@ -33,7 +33,7 @@
   }
 
   function begin() {
-    document.querySelector('main')?.append(told);
+    document.querySelector('main')?.append(status);
     watched('plate', printed);
     watched('history', named);
     fold();

@@ -1,11 +1,11 @@
-"""The demo: a page on which a seed becomes a print and its words. Its layout; what its buttons do is events.py, and demo.py without a page.
+"""The demo: a page on which a seed becomes a print and its words. This is its layout; events.py is what its buttons do.
 
     tokun app                                   the bundled model, http://127.0.0.1:7860
     tokun app --checkpoint runs/tiny --port 8000
-    tokun app --host 0.0.0.0                    for others; --share for a public address by Gradio
+    tokun app --host 0.0.0.0                    for others; --share for a public link through Gradio's relay
 
-Made to stand on the open web: one drawing at a time, a short queue, checked input, nothing sent to third parties, no file of
-the server within reach. Needs the extra `app` (and `svg`, for traced drawings).
+Made for the open web: one drawing at a time, a short queue, checked input, nothing sent to third parties, no access to files of the
+server. Needs the extra `app` (and `svg`, for traced drawings).
 """
 
 import argparse
@@ -28,7 +28,10 @@ from tokun.utils.optional_packages import need
 STYLE, SCRIPT = (Path(__file__).with_suffix(kind) for kind in (".css", ".js"))
 QUEUE, SESSIONS, HOUR = 20, 200, 3600
 TITLE = "One seed, one sequence: a picture, and the words for it."
-SHOW_PLATE = "() => { const plate = document.getElementById('plate'); if (plate.getBoundingClientRect().bottom < 80) plate.scrollIntoView({behavior: 'smooth'}); }"
+SHOW_PLATE = (
+    "() => { const plate = document.getElementById('plate'); "
+    "if (plate.getBoundingClientRect().bottom < 80) plate.scrollIntoView({behavior: 'smooth'}); }"
+)
 TAKE = "() => document.querySelector('#kept a[download]')?.click()"
 QUIET = {"show_progress": "hidden", "api_visibility": "private"}
 LANE = {"concurrency_limit": 1, "concurrency_id": "model", "show_progress": "minimal", "api_visibility": "private"}
@@ -60,10 +63,12 @@ def make_parser() -> argparse.ArgumentParser:
         help="a vLLM server of the checkpoint that draws the pairs (docs/guides/serving.md): http://localhost:8000",
     )
     parser.add_argument(
-        "--host", default="127.0.0.1", help="0.0.0.0 lets other machines in, which type this machine's name or address (%(default)s)"
+        "--host",
+        default="127.0.0.1",
+        help="0.0.0.0 accepts connections from other machines, by this machine's name or address (%(default)s)",
     )
     parser.add_argument("--port", type=int, default=7860, help="(%(default)s)")
-    parser.add_argument("--share", action="store_true", help="a public address by Gradio's relay, for anybody who has it")
+    parser.add_argument("--share", action="store_true", help="a public link through Gradio's relay")
     parser.add_argument("--device", default=None, help="cpu, cuda …; default: a GPU if there is one")
     return parser
 
@@ -73,7 +78,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def serve(page: Any, *, host: str = "127.0.0.1", port: int = 7860, share: bool = False, wait: bool = True) -> Any:
-    """Start the server; returns what Gradio's `launch` does once it is closed, or at once where `wait` is False."""
+    """Start the server. Returns what Gradio's `launch` returns, once the server is closed, or at once if `wait` is False."""
     from starlette.middleware import Middleware
 
     gr = gradio()
@@ -88,23 +93,40 @@ def serve(page: Any, *, host: str = "127.0.0.1", port: int = 7860, share: bool =
     if wait:
         print(f"The demo will be at {addresses(host, port)} in a moment; Ctrl-C ends it", flush=True)
     return page.launch(
-        server_name=f"[{host}]" if ":" in host else host, server_port=port, share=share, prevent_thread_lock=not wait, quiet=not share, ssr_mode=False, show_error=False,
-        max_file_size=demo.MAX_FILE_BYTES, allowed_paths=[], state_session_capacity=SESSIONS, max_threads=16, footer_links=[], enable_monitoring=False,
-        app_kwargs={"middleware": [Middleware(Gate, max_file_bytes=demo.MAX_FILE_BYTES)], "docs_url": None, "redoc_url": None, "openapi_url": None},
-        theme=gr.themes.Base(font=["Georgia", "serif"], font_mono=["monospace"]), css_paths=STYLE,
+        server_name=f"[{host}]" if ":" in host else host,
+        server_port=port,
+        share=share,
+        prevent_thread_lock=not wait,
+        quiet=not share,
+        ssr_mode=False,
+        show_error=False,
+        max_file_size=demo.MAX_FILE_BYTES,
+        allowed_paths=[],
+        state_session_capacity=SESSIONS,
+        max_threads=16,
+        footer_links=[],
+        enable_monitoring=False,
+        app_kwargs={
+            "middleware": [Middleware(Gate, max_file_bytes=demo.MAX_FILE_BYTES)],
+            "docs_url": None,
+            "redoc_url": None,
+            "openapi_url": None,
+        },
+        theme=gr.themes.Base(font=["Georgia", "serif"], font_mono=["monospace"]),
+        css_paths=STYLE,
         js=SCRIPT.read_text(encoding="utf-8"),
-    )  # fmt: skip
+    )
 
 
 def addresses(host: str, port: int) -> str:
-    """What is typed into a browser here and, where others are let in, on their machines."""
+    """The addresses for a browser on this machine and, if other machines may connect, on those."""
     if host in ("0.0.0.0", "::"):
         return f"http://127.0.0.1:{port}, for others at http://{socket.gethostname()}:{port}"
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def gradio() -> Any:
-    """Gradio, told beforehand to report nothing to anybody."""
+    """Gradio, with its reports to others turned off before it is imported."""
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_RUN_HISTORY": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
     return need("gradio", extra="app")
 
@@ -113,7 +135,7 @@ def gradio() -> Any:
 
 
 def build(model: Any) -> Any:
-    """The page of a model, a `gradio.Blocks`; `serve` it."""
+    """The page of a model: a `gradio.Blocks` for `serve`."""
     gr, studio = gradio(), demo.Studio(model)
     events = Events(gr, studio, model.image_tokenizer.config.image_channels)
     with gr.Blocks(title="tokun", analytics_enabled=False, delete_cache=(HOUR // 4, HOUR), fill_width=True) as page:
@@ -143,7 +165,7 @@ def build(model: Any) -> Any:
 
 
 Part = SimpleNamespace  # a part of the page: its components by name
-KEPT = {"history": [], "current": None, "picture": None, "steps": [], "two": [], "judged": visit.Judged(), "asked": None}  # of a visit
+KEPT = {"history": [], "current": None, "picture": None, "steps": [], "two": [], "judged": visit.Judged(), "asked": None}  # per visit
 
 
 def from_a_seed(gr: Any, studio: demo.Studio) -> Part:
@@ -159,12 +181,12 @@ def from_a_seed(gr: Any, studio: demo.Studio) -> Part:
             elem_id="prompt",
             visible=studio.can("text_to_image"),
         )
-        with gr.Accordion("More wishes", open=True, elem_id="more"):
+        with gr.Accordion("More options", open=True, elem_id="more"):
             with gr.Row():
-                fields = Part(**{
-                    name: gr.Dropdown(choices, value=value, label=name.capitalize(), min_width=120, visible=len(choices) > (2 if name == "shape" else 1))
-                    for name, choices, value in choices_of(known)
-                })  # fmt: skip
+                fields = Part()
+                for name, choices, value in choices_of(known):
+                    several = len(choices) > (2 if name == "shape" else 1)
+                    setattr(fields, name, gr.Dropdown(choices, value=value, label=name.capitalize(), min_width=120, visible=several))
                 adapter = gr.Dropdown(
                     adapters_of(studio), value=studio.usual, label="Adapter", min_width=120, visible=len(studio.models) > 1
                 )
@@ -203,7 +225,7 @@ def from_a_seed(gr: Any, studio: demo.Studio) -> Part:
 
 
 def choices_of(known: demo.Known) -> list[tuple[str, list[tuple[str, str]], str]]:
-    """(field, its choices, the first one) for what a model knows by name."""
+    """(field, its choices, the initial one) for what a model knows by name."""
     words = {"style": known.styles, "subject": known.subjects, "thing": known.things, "register": known.registers}
     return [*((name, named(found), found[0]) for name, found in words.items()), ("shape", list(known.shapes), "")]
 
@@ -234,7 +256,7 @@ def from_a_picture(gr: Any, studio: demo.Studio) -> Part:
             upload = gr.UploadButton("Upload a picture", type="binary", file_types=kinds, elem_id="upload")
             take = gr.Button("Take the print")
         shown = gr.HTML(elem_id="inhand")
-        said = gr.HTML(elem_id="said")
+        spoken = gr.HTML(elem_id="said")
         voices = gr.CheckboxGroup(
             named(registers), value=registers[:2], label="Say what it shows, in these registers", visible=len(registers) > 1
         )
@@ -253,7 +275,7 @@ def from_a_picture(gr: Any, studio: demo.Studio) -> Part:
                 keep = gr.Radio(list(conditional_generation.KEEP), value="top", label="Keep one half")
                 complete = gr.Button("Draw the rest anew", elem_id="complete")
     return Part(
-        upload=upload, take=take, shown=shown, said=said, voices=voices, caption=caption, question=question, ask=ask, meaning=meaning,
+        upload=upload, take=take, shown=shown, spoken=spoken, voices=voices, caption=caption, question=question, ask=ask, meaning=meaning,
         amount=amount, vary=vary, keep=keep, complete=complete,
     )  # fmt: skip
 
@@ -263,7 +285,7 @@ def compared(gr: Any, studio: demo.Studio) -> Part:
     prompts, adapters = studio.can("text_to_image"), len(studio.models) > 1
     what = " or ".join([*["two prompts"] * prompts, *["two adapters"] * adapters, "two prints of one seed"])
     with gr.Tab("Compare"):
-        gr.HTML(f'<p class="aside">Compare {what}. What else is wished for stands in the tab “Seed”.</p>')
+        gr.HTML(f'<p class="aside">Compare {what}. The other options are in the tab “Seed”.</p>')
         seed = gr.Number(42, label="Seed of both", elem_id="both")
         sides = []
         with gr.Row():
@@ -292,8 +314,8 @@ def from_words(gr: Any, studio: demo.Studio) -> Part | None:
         caption = gr.Textbox(label="A caption", max_length=demo.MAX_TEXT, elem_id="words")
         register = gr.Dropdown(named(registers), value=registers[-1], label="Say it in the register", visible=len(registers) > 1)
         rewrite = gr.Button("Rewrite it", variant="primary", elem_id="rewrite")
-        said = gr.HTML(elem_id="rewritten")
-    return Part(caption=caption, register=register, rewrite=rewrite, said=said)
+        spoken = gr.HTML(elem_id="rewritten")
+    return Part(caption=caption, register=register, rewrite=rewrite, spoken=spoken)
 
 
 def of_the_print(gr: Any) -> Part:
@@ -303,15 +325,19 @@ def of_the_print(gr: Any) -> Part:
         dislike = gr.Button("I do not", min_width=120, elem_id="dislike")
         keep = gr.Button("Keep the gallery", min_width=120, elem_id="keep")
     return Part(
-        like=like, dislike=dislike, keep=keep, told=gr.HTML(views.opinion(visit.Judged()), elem_id="opinion"), taken=gr.HTML(elem_id="kept")
+        like=like,
+        dislike=dislike,
+        keep=keep,
+        summary=gr.HTML(views.opinion(visit.Judged()), elem_id="opinion"),
+        taken=gr.HTML(elem_id="kept"),
     )
 
 
-# --- what sets off what -----------------------------------------------------------------------------------------------
+# --- which event starts what ------------------------------------------------------------------------------------------
 
 
 def connect_seeds(gr: Any, events: Events, kept: Part, shown: Part, seeds: Part, between: Part) -> None:
-    """Connect the first two tabs with the events: what sets one off, what it reads, what it writes."""
+    """Connect the first two tabs with the events: what starts one, what it reads, what it writes."""
     plate, printed = shown.plate, [shown.plate, kept.current, kept.history, shown.gallery]
     seeds.dice.click(lambda: random.randrange(demo.MAX_SEED + 1), None, seeds.seed, queue=False, **QUIET)
     drawn = [seeds.draw.click, seeds.prompt.submit, seeds.seed.submit]
@@ -322,7 +348,8 @@ def connect_seeds(gr: Any, events: Events, kept: Part, shown: Part, seeds: Part,
     between.step.input(events.step, [between.step, kept.steps], [plate, kept.current], trigger_mode="always_last", **QUIET)
     gr.on([*drawn, between.walk.click], None, js=SHOW_PLATE, queue=False, **QUIET)
 
-    def recall(history: list[Any], event: gr.SelectData):  # pyright: ignore[reportInvalidTypeForm]  # gr is imported where it is needed; Gradio reads the annotation
+    # Gradio reads the annotation; gr is imported where it is needed
+    def recall(history: list[Any], event: gr.SelectData):  # pyright: ignore[reportInvalidTypeForm]
         yield from events.recall(event.index, history)
 
     shown.gallery.select(recall, kept.history, [plate, kept.current], **QUIET)
@@ -335,26 +362,26 @@ def connect_seeds(gr: Any, events: Events, kept: Part, shown: Part, seeds: Part,
 def connect_pictures(gr: Any, events: Events, kept: Part, shown: Part, seeds: Part, p: Part, words: Part | None) -> None:
     """Connect the tabs of pictures and words."""
     printed, on_plate = [shown.plate, kept.current, kept.history, shown.gallery], {"show_progress_on": shown.plate, **LANE}
-    p.upload.upload(events.upload, p.upload, [kept.picture, p.shown, p.said], **QUIET)
-    p.take.click(events.take, kept.current, [kept.picture, p.shown, p.said], **QUIET)
-    p.caption.click(events.caption, [kept.picture, p.voices], p.said, **LANE)
+    p.upload.upload(events.upload, p.upload, [kept.picture, p.shown, p.spoken], **QUIET)
+    p.take.click(events.take, kept.current, [kept.picture, p.shown, p.spoken], **QUIET)
+    p.caption.click(events.caption, [kept.picture, p.voices], p.spoken, **LANE)
     if p.ask is not None:
-        gr.on([p.ask.click, p.question.submit], events.ask, [kept.picture, p.question], p.said, **LANE)
+        gr.on([p.ask.click, p.question.submit], events.ask, [kept.picture, p.question], p.spoken, **LANE)
     p.vary.click(events.vary, [kept.picture, p.meaning, p.amount, seeds.seed, kept.history], printed, **on_plate)
     p.complete.click(events.complete, [kept.picture, p.keep, seeds.seed, kept.history], printed, **on_plate)
     gr.on([p.vary.click, p.complete.click], None, js=SHOW_PLATE, queue=False, **QUIET)
     if words is not None:
-        gr.on([words.rewrite.click, words.caption.submit], events.rewrite, [words.caption, words.register], words.said, **LANE)
+        gr.on([words.rewrite.click, words.caption.submit], events.rewrite, [words.caption, words.register], words.spoken, **LANE)
 
 
 def connect_opinions(gr: Any, events: Events, kept: Part, shown: Part, seeds: Part, sides: Part, opinions: Part) -> None:
-    """Connect the comparison, and what stands below the gallery."""
+    """Connect the comparison, and the buttons below the gallery."""
     common = [*seeds.wishes, kept.history]
     drawn = [shown.plate, kept.current, kept.two, kept.history, shown.gallery, sides.left, sides.right]
     asked = [sides.draw.click, *(prompt.submit for prompt in sides.prompts)]
     gr.on(asked, events.versus, [sides.seed, *sides.prompts, *sides.adapters, *common], drawn, show_progress_on=shown.plate, **LANE)
     gr.on(asked, None, js=SHOW_PLATE, queue=False, **QUIET)
-    judged, written = [kept.judged], [kept.judged, opinions.told]
+    judged, written = [kept.judged], [kept.judged, opinions.summary]
     for button, event, about in (
         (sides.left, events.prefer_left, kept.two), (sides.right, events.prefer_right, kept.two),
         (opinions.like, events.like, kept.current), (opinions.dislike, events.dislike, kept.current),
@@ -368,7 +395,7 @@ def connect_opinions(gr: Any, events: Events, kept: Part, shown: Part, seeds: Pa
 
 
 def connect_links(gr: Any, page: Any, events: Events, kept: Part, shown: Part, seeds: Part, between: Part) -> None:
-    """Connect the page's address: its options fill the fields, and then its print is drawn."""
+    """Connect the page's address: its options fill the fields, then its print is drawn."""
     studio, numbers = events.studio, [seeds.seed, seeds.count, between.first, between.last, between.count]
     fields = [*seeds.tags, seeds.temperature, seeds.guidance]
 
@@ -387,7 +414,7 @@ def connect_links(gr: Any, page: Any, events: Events, kept: Part, shown: Part, s
 
 
 def fields_of(gr: Any, studio: demo.Studio, adapter: str, values: dict[str, Any] | None = None) -> list[Any]:
-    """The fields of tags, temperature and guidance as the model with this adapter knows them; `values`: by name, else the defaults."""
+    """Updates of the fields of tags, temperature and guidance for the model with this adapter. `values`: by name, else the defaults."""
     values, defaults = values or {}, studio.models[adapter].defaults
     tags = [gr.update(choices=choices, value=values.get(name, first)) for name, choices, first in choices_of(studio.known[adapter])]
     numbers = (("temperature", demo.TEMPERATURES, defaults.temperature), ("guidance", demo.GUIDANCES, defaults.guidance_scale))

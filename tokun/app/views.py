@@ -1,4 +1,4 @@
-"""Views: a pair, words or a picture in, HTML out. Whatever a visitor or a model wrote is quoted."""
+"""Views: a pair, words or a picture in, HTML out. Text of visitors and models is quoted."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from PIL import Image
 from tokun.app import demo, visit
 from tokun.inference import conditional_generation
 
-LARGE, SKETCHED = 1024, 512  # px of the longer side of a print: sharp on a screen of two device pixels a pixel; while it is drawn
+LARGE = 1024  # px of the longer side of a print: sharp on a screen with two device pixels per pixel
+SKETCHED = 512  # the same while it is drawn
 
 
 def quoted(text: str) -> str:
-    """Text as HTML that neither a browser nor Gradio's templates take for more than text."""
+    """Text as HTML that browsers and Gradio's templates only show as text."""
     return html.escape(text).translate({ord(c): f"&#{ord(c)};" for c in "{}$`\\"})
 
 
@@ -27,7 +28,7 @@ def figure(image: Image.Image, caption: str, note: str = "", *, side: int = LARG
 
 
 def shape(image: Image.Image) -> str:
-    """The attribute that gives a picture its own shape in a square place; a square has none."""
+    """The attribute that gives a picture its own shape in a square place; "" for a square."""
     width, height = image.size
     return (
         ""
@@ -37,7 +38,7 @@ def shape(image: Image.Image) -> str:
 
 
 def plate(pairs: Sequence[Any], files: dict[str, str] | None = None, link: str = "") -> str:
-    """One pair large, several as a sheet; below them what can be taken home."""
+    """One pair large, several as a sheet; below them what can be downloaded."""
     kind, side = ("one", LARGE) if len(pairs) == 1 else ("sheet two", 640) if len(pairs) <= 4 else ("sheet three", 512)
     figures = "".join(figure(pair.image, pair.caption, signature(pair) if kind == "one" else "", side=side) for pair in pairs)
     return f'<div class="plate {kind}">{figures}</div>{links(files or {}, "the print", link)}'
@@ -67,12 +68,12 @@ def sketched(sketch: demo.Sketch) -> str:
 
 
 def links(files: dict[str, str], of: str = "", link: str = "") -> str:
-    """What can be downloaded, and the address that draws it again. `of`: what it belongs to, for those who hear the page."""
+    """What can be downloaded, and the address that draws it again. `of`: what it belongs to, for screen readers."""
     found = "".join(f'<a download="{quoted(name)}" href="{uri}">{quoted(Path(name).suffix[1:].upper())}</a>' for name, uri in files.items())
     again = f'<a class="address" href="{quoted(link)}">Link</a>' if link else ""
     if not (found or again):
         return '<p class="files">&nbsp;</p>'
-    return f'<nav class="files" aria-label="Files of {quoted(of)}">{"Take it home: " if found else "Keep it: "}{found}{again}</nav>'
+    return f'<nav class="files" aria-label="Files of {quoted(of)}">{"Download: " if found else "Keep it: "}{found}{again}</nav>'
 
 
 def spoken(words: Sequence[conditional_generation.Words]) -> str:
@@ -83,17 +84,21 @@ def spoken(words: Sequence[conditional_generation.Words]) -> str:
 
 
 def preview(image: Image.Image) -> str:
-    return f'<div class="plate preview"><figure><img{shape(image)} alt="the picture in hand" src="{demo.data_uri(demo.enlarged(image, 480))}"></figure></div>'
+    shown = f'<img{shape(image)} alt="the picture in hand" src="{demo.data_uri(demo.enlarged(image, 480))}">'
+    return f'<div class="plate preview"><figure>{shown}</figure></div>'
 
 
-EMPTY = '<div class="plate one empty"><figure><div class="sheet-of-paper"></div><figcaption>Nothing is printed yet.<small>&nbsp;</small></figcaption></figure></div>'
+EMPTY = (
+    '<div class="plate one empty"><figure><div class="sheet-of-paper"></div>'
+    "<figcaption>Nothing is printed yet.<small>&nbsp;</small></figcaption></figure></div>"
+)
 
 
 def opinion(judged: visit.Judged) -> str:
     """What was liked, disliked and compared, and the file that training learns from; nothing before the first click."""
     if not (judged.better or judged.worse or judged.compared):
         return ""
-    return f'<p class="aside">{quoted(judged.told())}</p>{links(judged.files(), "your preferences")}'
+    return f'<p class="aside">{quoted(judged.summary())}</p>{links(judged.files(), "your preferences")}'
 
 
 def way(images: Sequence[Image.Image]) -> str:
@@ -102,19 +107,26 @@ def way(images: Sequence[Image.Image]) -> str:
 
 
 def gallery(prints: Sequence[visit.Print], address: str = "") -> str:
-    """The prints of a visit as a page of its own, whole in one file; `address`: of the demo that draws them again."""
+    """The prints of a visit as a separate page in one file. `address`: that of the demo, which draws them again."""
     figures = ""
     for one in prints:
         again = f'<a href="{quoted(address + one.link)}">draw it again</a>' if address and one.link else ""
-        image = f'<img width="{one.pair.image.width}" height="{one.pair.image.height}" alt="{quoted(one.pair.caption)}" src="{demo.data_uri(one.pair.image, "PNG")}">'
-        figures += f"<figure>{image}<figcaption>{quoted(one.pair.caption)}<small>{quoted(signature(one.pair))} {again}</small></figcaption></figure>\n"
-    return f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>tokun: {len(prints)} prints</title><style>{GALLERY}</style></head>\n<body><main><h1>tokun: {len(prints)} prints</h1>\n{figures}</main></body></html>\n'
+        picture, caption, note = one.pair.image, quoted(one.pair.caption), quoted(signature(one.pair))
+        size = f'width="{picture.width}" height="{picture.height}"'
+        image = f'<img {size} alt="{caption}" src="{demo.data_uri(picture, "PNG")}">'
+        figures += f"<figure>{image}<figcaption>{caption}<small>{note} {again}</small></figcaption></figure>\n"
+    title, head = f"tokun: {len(prints)} prints", '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+    return (
+        f'<!doctype html>\n<html lang="en"><head>{head}<title>{title}</title><style>{GALLERY}</style></head>\n'
+        f"<body><main><h1>{title}</h1>\n{figures}</main></body></html>\n"
+    )
 
 
 GALLERY = (
     "body{background:#f6f1e6;color:#2a2622;font:17px/1.35 Georgia,serif;margin:0}main{display:grid;gap:24px;padding:24px;"
     "grid-template-columns:repeat(auto-fill,minmax(min(100%,280px),1fr))}h1{grid-column:1/-1;font-weight:400;margin:0}"
-    "figure{background:#fdfaf3;border:1px solid #d9cfbd;margin:0;padding:16px;text-align:center}img{width:100%;height:auto;max-height:420px;object-fit:contain}"
+    "figure{background:#fdfaf3;border:1px solid #d9cfbd;margin:0;padding:16px;text-align:center}"
+    "img{width:100%;height:auto;max-height:420px;object-fit:contain}"
     "figcaption{font-style:italic;padding-top:12px}small{display:block;font-style:normal;color:#665d52}a{color:#7a2e21}"
 )
 
@@ -123,6 +135,6 @@ def colophon(model: Any) -> str:
     size = sum(parameter.numel() for parameter in model.generator.parameters())
     few, many = (pick(rows * columns for rows, columns in model.grids) for pick in (min, max))
     return (
-        f"One model of {size / 1e6:.1f} million parameters draws {many if few == many else f'{few} to {many}'} codes of a picture, then its words. "
-        "The same seed and wishes give the same pair. What it draws and says is made up."
+        f"One model of {size / 1e6:.1f} million parameters draws {many if few == many else f'{few} to {many}'} codes of a picture, "
+        "then its words. The same seed and options give the same pair. What it draws and says is made up."
     )

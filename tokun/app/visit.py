@@ -1,6 +1,6 @@
-"""What a visitor keeps: prints with their links, the files of a print, opinions that training learns from, the gallery as a page of its own.
+"""What a visitor keeps: prints with their links, the files of a print, and opinions that training can learn from.
 
-Nothing of it is written on the server.
+None of it is written on the server.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Print:
 
 
 def remember(history: list[Print], prints: list[Print]) -> list[Print]:
-    """The newest first, each once, REMEMBERED of them."""
+    """The newest prints first, each once, at most REMEMBERED of them."""
     kept: list[Print] = []
     for one in [*prints, *history]:
         if not any(same(one.pair, other.pair) for other in kept):
@@ -54,7 +54,7 @@ def keepsakes(pair: Pair) -> dict[str, str]:
 
 
 def address(found: object) -> str:
-    """The page's address without its parameters, from a browser's Referer; "" for what is none."""
+    """The page's address without its parameters, from a browser's Referer; "" if that is not an address."""
     match = re.match(r"https?://[A-Za-z0-9.:\[\]_~/%@+-]+", str(found or ""))
     return match[0] if match else ""
 
@@ -69,7 +69,7 @@ class Judged:
     """(chosen, rejected)"""
 
     def mark(self, pair: Pair | None, *, liked: bool) -> Judged:
-        """With this pair on one side, and no longer on the other; the newest first, REMEMBERED of a side."""
+        """The same with this pair on one side, and no longer on the other. The newest are first, at most REMEMBERED of a side."""
         if pair is None:
             raise UserError("There is no print yet: draw one first.")
 
@@ -82,7 +82,8 @@ class Judged:
         return Judged(better, (pair, *worse)[:REMEMBERED], self.compared)
 
     def prefer(self, pairs: Sequence[Pair], chosen: int) -> Judged:
-        """With the first (0) or the second (1) of two as the better one, and no other opinion of these two; the newest first."""
+        """The same with the first (0) or the second (1) of two as the better one, which replaces an earlier opinion of these two. The
+        newest are first."""
         if len(pairs) != 2:
             raise UserError("There are no two prints to compare yet: draw both first.")
         if same(*pairs):
@@ -93,15 +94,15 @@ class Judged:
 
     @property
     def pairs(self) -> list[tuple[Pair, Pair]]:
-        """(chosen, rejected): of each comparison, and each liked print with each disliked one of the same wish."""
+        """(chosen, rejected) of each comparison, and each liked print with each disliked one of the same prompt."""
         return [*self.compared, *preferences.clicked(self.better, self.worse)]
 
-    def told(self) -> str:
+    def summary(self) -> str:
         found, compared = len(self.pairs), len(self.compared)
         judged = f"{len(self.better)} liked, {len(self.worse)} disliked" + (f", {compared} compared" if compared else "")
         return f"{judged}: {found} preference{'' if found == 1 else 's'}"
 
     def files(self) -> dict[str, str]:
-        """File name -> data URI of the preferences, as `configs/dpo.yaml` learns from."""
+        """File name -> data URI of the preferences, in the format that `configs/dpo.yaml` reads."""
         found = self.pairs
         return {"tokun-preferences.jsonl": inline(preferences.lines(found).encode(), "application/jsonl")} if found else {}

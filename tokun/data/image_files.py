@@ -16,6 +16,7 @@ import threading
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -90,6 +91,16 @@ def decode_as(data: bytes, channels: int, *, most: int | None = None, formats: S
     """As `decode`, in mode "L" for one channel and "RGB" for three."""
     image, mode = decode(data, most=most, formats=formats), "L" if channels == 1 else "RGB"
     return image if image.mode == mode else image.convert(mode)
+
+
+def open_own_png(path: Path) -> Image.Image:
+    """A PNG that tokun wrote, with the pixels as they are stored. Pictures from elsewhere need the checks of `decode`.
+
+    Raises OSError if it is missing or damaged.
+    """
+    with Image.open(path, formats=["PNG"]) as image:
+        image.load()
+    return image
 
 
 def size_of(data: bytes) -> tuple[int, int]:

@@ -94,7 +94,7 @@ def write(adapter: Adapter, folder: Path) -> None:
 def read(path: str | Path, name: str = "") -> Adapter:
     """Read an adapter from its folder, a run's folder or a Hub id. `name`: its name; default: the folder's, or the Hub id's last part.
 
-    Raises FileNotFoundError or UserError that says what is missing, damaged, or not a tokun adapter.
+    Raises FileNotFoundError or UserError naming what is missing or damaged, or what makes it no tokun adapter.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -162,9 +162,10 @@ def parted(config: dict[str, Any], tensors: dict[str, Tensor]) -> AdapterParts:
             raise UserError(f"the adapter's {WEIGHTS} lacks {key}: it is incomplete. Copy the whole adapter again")
         found = left.pop(key)
         if len(found.shape) != len(shape) or any(asked not in (None, size) for asked, size in zip(shape, found.shape)):
-            told = " x ".join("any" if asked is None else str(asked) for asked in shape)
+            expected = " x ".join("any" if asked is None else str(asked) for asked in shape)
             raise UserError(
-                f"the adapter's {key} has the shape {list(found.shape)}, not {told}: parts of two adapters. Copy the whole adapter again"
+                f"the adapter's {key} has the shape {list(found.shape)}, not {expected}: parts of two adapters. "
+                "Copy the whole adapter again"
             )
         return found
 
@@ -180,7 +181,8 @@ def parted(config: dict[str, Any], tensors: dict[str, Tensor]) -> AdapterParts:
             ids = next((ids for name, ids in named.items() if module.endswith(name)), None)
             if ids is None:
                 raise UserError(
-                    f"the adapter's {CONFIG} does not name the ids of {module} (trainable_token_indices): it is incomplete. Copy the whole adapter again"
+                    f"the adapter's {CONFIG} does not name the ids of {module} (trainable_token_indices): it is incomplete. "
+                    "Copy the whole adapter again"
                 )
             parts.rows[module] = ids, take(key, len(ids), None)
     if left:
@@ -209,8 +211,8 @@ def require_base(adapter: Adapter, generator: nn.Module, vocabulary: Vocabulary)
     found = fingerprint(generator, vocabulary)
     if found != adapter.base_fingerprint:
         raise UserError(
-            f"adapter {adapter.name} was trained on another base, {adapter.base} ({adapter.base_fingerprint[:12]}…); this model is {found[:12]}…. "
-            f"Load that base (--checkpoint {shlex.quote(adapter.base)}), or retrain the adapter on this one"
+            f"adapter {adapter.name} was trained on another base, {adapter.base} ({adapter.base_fingerprint[:12]}…); "
+            f"this model is {found[:12]}…. Load that base (--checkpoint {shlex.quote(adapter.base)}), or retrain the adapter on this one"
         )
 
 
@@ -307,7 +309,7 @@ def use(model: Tokun, name: str | None) -> None:
         known = ", ".join(model.adapters) or "none"
         raise UserError(f"there is no adapter {name!r} ({known}): add it with model.add_adapter(FOLDER)")
     base, left = base_of(model), model.generator
-    decoder.forget(left)  # drops the copies used for sampling
+    decoder.forget(left)  # frees the copies used for sampling
     if not name:
         model.base, model.adapter = None, ""
         _become(model, base)
@@ -341,8 +343,8 @@ def described(adapter: Adapter) -> str:
     new = ", ".join(adapter.new_tags) or "none"
     kind = "DoRA" if c.get("use_dora") else "LoRA"
     return (
-        f"{adapter.name}: {kind} of rank {c['r']}, alpha {c['lora_alpha']:g}, on {', '.join(sorted(c['target_modules']))}; {size:,} numbers; "
-        f"base {adapter.base} ({adapter.base_fingerprint[:16]}…); new tags: {new}"
+        f"{adapter.name}: {kind} of rank {c['r']}, alpha {c['lora_alpha']:g}, on {', '.join(sorted(c['target_modules']))}; "
+        f"{size:,} numbers; base {adapter.base} ({adapter.base_fingerprint[:16]}…); new tags: {new}"
     )
 
 

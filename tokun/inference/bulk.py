@@ -16,7 +16,6 @@ import io
 import json
 import os
 import shutil
-import tarfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -27,7 +26,7 @@ from tokun import data
 from tokun.config import SamplingOptions
 from tokun.inference import decoder, latents
 from tokun.utils import checkpoint
-from tokun.utils.errors import UserError
+from tokun.utils.errors import BadSample, UserError
 from tokun.utils.lock import alone_in
 from tokun.utils.optional_packages import need
 from tokun.utils.task_engine import TaskEngine
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
 
 MOST = 1_000_000_000
 RECORD, TABLE = "samples.json", "samples.parquet"
+SUFFIXES = ("png", "json")  # of a sample's files
 TAGS = ("style", "subject", "thing", "register", "grid")
 COLUMNS = ("seed", "index", "caption", *TAGS, "image_nll", "caption_nll", "pmi", "shard")
 
@@ -45,8 +45,8 @@ def generate(
     model: Tokun, seed: int, n: int, out: Path, options: Mapping[str, Any], *, shard_size: int = 1000, rank: int = 0, world: int = 1,
     engine: TaskEngine | None = None, loading: Loading | None = None,
 ) -> Path:  # fmt: skip
-    """Write samples 0 … n-1 of the seed; `options` are those of `Tokun.sample`. Returns `out`. With an engine, its processes make the shards,
-    each with the model that it loads as `loading` says.
+    """Write samples 0 … n-1 of the seed; `options` are those of `Tokun.sample`. Returns `out`. With an engine, its processes make the
+    shards, each with the model that it loads as `loading` describes.
 
     Each of several processes makes its own shards; the one that finds all of them complete writes the table. Raises ImportError
     without pyarrow, and UserError if `out` holds samples of another model, seed or options, or for options that `Tokun.sample` refuses.
@@ -119,12 +119,13 @@ class ShardTask:
 def make_shard(task: ShardTask) -> int:
     """Make a shard in a process of an engine, which loads the model once. Returns its number of samples.
 
-    Raises UserError where the model is another, or computed in another way, than in the process that gives the tasks."""
+    Raises UserError if the model, or how it is computed, differs from that in the process that gives the tasks.
+    """
     model, here = _loaded(task.loading)
     if differing := sorted(name for name in {*here, *task.drawn_by} if here.get(name) != task.drawn_by.get(name)):
-        told = "; ".join(f"{name} is {here.get(name)} here and {task.drawn_by.get(name)} there" for name in differing)
+        why = "; ".join(f"{name} is {here.get(name)} here and {task.drawn_by.get(name)} there" for name in differing)
         raise UserError(
-            f"a worker would draw other samples than the process that started it ({told}): give --device, or --no-compile, or the same files"
+            f"a worker would draw other samples than the process that started it ({why}): give --device, or --no-compile, or the same files"
         )
     data.write_shard(task.path, members(model, task.seed, task.indices, task.options, lambda _: None, parts_of(task.path)))
     return len(task.indices)
@@ -143,7 +144,7 @@ def _loaded(loading: Loading) -> tuple[Tokun, dict[str, Any]]:
 
 
 def identity(model: Tokun) -> dict[str, Any]:
-    """What decides the samples beside the options: weights, the checkpoint's settings, precision, device type and engine."""
+    """What determines the samples besides the options: weights, the checkpoint's settings, precision, device type and engine."""
     digest = hashlib.sha256()
     for name, weight in sorted(model.generator.state_dict().items()):
         digest.update(name.encode())
@@ -177,9 +178,10 @@ def parts_of(shard: Path) -> Path:
 
 
 def members(
-    model: Tokun, seed: int, indices: range, options: Mapping[str, Any], told: Callable[[int], object], parts: Path
+    model: Tokun, seed: int, indices: range, options: Mapping[str, Any], report: Callable[[int], object], parts: Path
 ) -> Iterator[dict[str, Any]]:
-    """The pairs of a shard, batch by batch. Batches that an earlier run left in `parts` are reused."""
+    """The pairs of a shard, batch by batch. Batches that an earlier run left in `parts` are reused. `report` is called with the number of
+    pairs of each batch."""
     plan = model.plan(**options)
     batch = plan.options.batch_size
     for first in range(indices.start, indices.stop, batch):
@@ -189,22 +191,18 @@ def members(
             parts.mkdir(exist_ok=True)
             data.write_shard(part, found)
         yield from found
-        told(len(own))
+        report(len(own))
 
 
 def read_part(path: Path) -> list[dict[str, Any]] | None:
     """The members of a batch, as `member` made them; None if it is missing or damaged."""
-    found: dict[str, dict[str, Any]] = {}
     try:
-        with tarfile.open(path) as tar:
-            for info in tar:
-                key, _, suffix = info.name.partition(".")
-                file = tar.extractfile(info)
-                assert file is not None
-                found.setdefault(key, {"__key__": key})[suffix] = file.read()
-    except (OSError, tarfile.TarError, EOFError):
+        index = data.ShardIndex([path], need=SUFFIXES)
+        if index.skipped:
+            return None
+        return [{"__key__": index.key(i), **{suffix: index.read(i, suffix) for suffix in SUFFIXES}} for i in range(len(index))]
+    except (OSError, UserError):
         return None
-    return list(found.values())
 
 
 def member(pair: Pair) -> dict[str, Any]:
@@ -226,14 +224,13 @@ def write_table(paths: list[Path], target: Path, aside: Path) -> None:
 
 
 def records(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a shard. Raises UserError if it is damaged."""
     try:
-        with tarfile.open(path) as tar:
-            for info in tar:
-                if info.name.endswith(".json"):
-                    file = tar.extractfile(info)
-                    assert file is not None
-                    yield json.load(file)
-    except (tarfile.TarError, EOFError, ValueError) as error:
+        index = data.ShardIndex([path], need=SUFFIXES)
+        if why := index.skipped_summary():
+            raise UserError(why)
+        yield from map(index.read_json, range(len(index)))
+    except (UserError, BadSample) as error:
         raise UserError(f"{path} is damaged ({error}): delete it, and the same command makes it again") from error
 
 

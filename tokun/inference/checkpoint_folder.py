@@ -1,4 +1,4 @@
-"""A checkpoint's folder: whether it is whole, and what its files say (where it is: folders.py). `load.load` makes a `Tokun` of it."""
+"""Checks and reads the folder of a checkpoint. folders.py finds the folder; `load.load` makes a `Tokun` of it."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ DEEPSPEED_DEVICE = "DS_ACCELERATOR"  # the environment variable that DeepSpeed r
 
 
 def quiet_deepspeed() -> None:
-    """Without a GPU, DeepSpeed warns that it takes the CPU, also where another package imports it (transformers does, to save a model)."""
+    """Prevent DeepSpeed's warning, on machines without a GPU, that it uses the CPU. transformers imports it to save a model."""
     if not torch.cuda.is_available():
         os.environ.setdefault(DEEPSPEED_DEVICE, "cpu")
 
 
 def require_device(device: str | None) -> None:
-    """Raise UserError where torch cannot compute on the device, or not in float64, which the latents need."""
+    """Raise UserError if torch cannot compute on the device, or not in float64, which the latents need."""
     if str(device).partition(":")[0] == "mps":
         raise UserError(f"device {device!r} cannot be used: the latents need float64, which MPS lacks. Choose cpu")
     try:
@@ -43,7 +43,7 @@ def require_device(device: str | None) -> None:
 
 
 def require_whole(folder: Path) -> None:
-    """Raise FileNotFoundError for a checkpoint that lacks a file, UserError for one whose weights are a pickle."""
+    """Raise FileNotFoundError for a checkpoint that lacks a file, UserError for one whose weights are in a pickle."""
     for part in (GENERATOR, IMAGE_TOKENIZER):
         require_safetensors(folder / part)
     names = (
@@ -59,7 +59,7 @@ def require_whole(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Settings:
-    """What a checkpoint's sampling.json says."""
+    """The contents of a checkpoint's sampling.json."""
 
     defaults: SamplingConfig
     tag_counts: list[tuple[Any, ...]]
@@ -67,18 +67,23 @@ class Settings:
     fit: str  # of a picture to its grid
     unrepeated_words: tuple[str, ...]  # that a caption has at most once
     image_tokenizer: str  # its fingerprint
-    text_tokenizer: str | None  # its fingerprint; older checkpoints do not say it
+    text_tokenizer: str | None  # its fingerprint; older checkpoints lack it
 
 
 def read_settings(path: Path) -> Settings:
-    """Raises UserError where the file cannot be read."""
+    """The settings in a checkpoint's sampling.json. Raises UserError if it cannot be read."""
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
-        worded_with = tree.get("text_tokenizer")
+        text_tokenizer = tree.get("text_tokenizer")
         settings = Settings(
-            SamplingConfig(**tree["defaults"]), read_counts(tree["tag_counts"]), tuple(str(task) for task in tree.get("tasks", ())),
-            tree.get("fit", ""), tuple(map(str, tree.get("unrepeated_words", ()))), str(tree["image_tokenizer"]), None if worded_with is None else str(worded_with),
-        )  # fmt: skip
+            defaults=SamplingConfig(**tree["defaults"]),
+            tag_counts=read_counts(tree["tag_counts"]),
+            tasks=tuple(str(task) for task in tree.get("tasks", ())),
+            fit=tree.get("fit", ""),
+            unrepeated_words=tuple(map(str, tree.get("unrepeated_words", ()))),
+            image_tokenizer=str(tree["image_tokenizer"]),
+            text_tokenizer=None if text_tokenizer is None else str(text_tokenizer),
+        )
         if settings.fit not in ("", *cropping.FITS):
             raise UserError(f"fit is {settings.fit!r}, not one of {', '.join(cropping.FITS)}")
         defaults = settings.defaults
@@ -92,7 +97,7 @@ def read_settings(path: Path) -> Settings:
 
 
 def load_generator(folder: Path, dtype: torch.dtype) -> Any:
-    """The causal LM of a checkpoint, on the CPU. Raises UserError where it cannot be read or lacks weights."""
+    """The causal LM of a checkpoint, on the CPU. Raises UserError if it cannot be read or lacks weights."""
     from transformers import AutoModelForCausalLM
 
     auto: Any = AutoModelForCausalLM
@@ -103,7 +108,7 @@ def load_generator(folder: Path, dtype: torch.dtype) -> Any:
             )
     except (MemoryError, ImportError):
         raise
-    except Exception as error:  # a config.json that is not the weights' own ends in errors of any kind
+    except Exception as error:  # a config.json that does not fit the weights causes errors of any kind
         raise UserError(f"{folder} cannot be read: {type(error).__name__}: {first_line(error)}. Copy the whole checkpoint again") from error
     if found["missing_keys"]:  # transformers would fill them with random numbers
         raise UserError(f"{folder} lacks the weights {sorted(found['missing_keys'])[:3]}. Copy the whole checkpoint again")
@@ -112,7 +117,7 @@ def load_generator(folder: Path, dtype: torch.dtype) -> Any:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Without the progress bars of transformers, where they were on, and without DeepSpeed's warning, which it imports."""
+    """Hide the progress bars of transformers, and the warning of DeepSpeed, which it imports."""
     from transformers.utils import logging
 
     accelerator = os.environ.get(DEEPSPEED_DEVICE)
@@ -130,14 +135,14 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def require_same_ids(path: Path, vocabulary: Vocabulary) -> None:
-    """Raise UserError where the generator's tokenizer.json gives the control tokens and codes other ids than the vocabulary does."""
+    """Raise UserError if the generator's tokenizer.json gives the control tokens and codes other ids than the vocabulary does."""
     try:
         ids = {str(token["content"]): int(token["id"]) for token in json.loads(path.read_text(encoding="utf-8"))["added_tokens"]}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} cannot be read: {error!r}. Copy the whole checkpoint again") from error
-    told = f"{path.parents[1] / VOCABULARY} does not match the generator: "
+    mismatch = f"{path.parents[1] / VOCABULARY} does not match the generator: "
     for number, name in enumerate(vocabulary.added_tokens, vocabulary.text_size):
         if ids.get(name) != number:
-            raise UserError(f"{told}{name} has id {number} there, {ids.get(name, 'none')} in {path}. Copy the whole checkpoint again")
+            raise UserError(f"{mismatch}{name} has id {number} there, {ids.get(name, 'none')} in {path}. Copy the whole checkpoint again")
     if max(ids.values()) >= vocabulary.size:
-        raise UserError(f"{told}it ends at id {vocabulary.size - 1}, {path} at {max(ids.values())}. Copy the whole checkpoint again")
+        raise UserError(f"{mismatch}it ends at id {vocabulary.size - 1}, {path} at {max(ids.values())}. Copy the whole checkpoint again")

@@ -1,4 +1,4 @@
-"""CLIP: how well words fit a picture, by an open_clip model. Torch is imported when a model is loaded.
+"""CLIP: how well words fit a picture, according to an open_clip model. Torch is imported when a model is loaded.
 
 score = Clip("ViT-B-32:laion2b_s34b_b79k").fit
 model.best_of(42, 4, 8, score=score)            # the best of eight candidates, four times
@@ -28,7 +28,7 @@ BATCH = 64
 
 
 class Clip:
-    """Cosine similarity of pictures and texts by an open_clip model.
+    """Cosine similarity of pictures and texts according to an open_clip model.
 
     `name` is 'hf-hub:ORG/NAME', a folder, or ARCHITECTURE:WEIGHTS with an open_clip tag or a file (ViT-B-32:laion2b_s34b_b79k).
     """
@@ -45,7 +45,7 @@ class Clip:
         except network_access.NotFetched:
             raise
         except (RuntimeError, ValueError, OSError, KeyError, AssertionError, UnpicklingError, EOFError) as error:
-            told = (
+            reason = (
                 "its file holds no weights"
                 if isinstance(error, (UnpicklingError, EOFError))
                 else str(error).splitlines()[0][:300]
@@ -53,7 +53,7 @@ class Clip:
                 else type(error).__name__
             )
             raise UserError(
-                f"{option} {name} cannot be loaded by open_clip: {told}. "
+                f"{option} {name} cannot be loaded by open_clip: {reason}. "
                 "Give ViT-B-32:laion2b_s34b_b79k, hf-hub:ORG/NAME, a folder, or ARCHITECTURE:WEIGHTS-FILE"
             ) from error
         self.model.eval()

@@ -1,7 +1,7 @@
-"""Conditional generation: what one model gives besides pairs of a seed. Picture to words, questions, rewriting, completion, interpolation, inversion.
+"""Conditional generation: captions, questions, rewriting, completion, interpolation, inversion.
 
-Each function uses the same loop, `sampling.generate`, with another prompt, other uniforms or given codes. Those whose first argument is a Tokun
-and that users call are its methods.
+Each function uses the same loop, `sampling.generate`, with another prompt, other uniforms or given codes. Those for users have a Tokun as
+first argument, and are its methods.
 """
 
 from __future__ import annotations
@@ -57,9 +57,19 @@ class Words:
 
 
 def caption(
-    model: Tokun, picture: Picture, registers: Sequence[str] | None = None, *, seed: int = 0, n: int = 1,
-    style: str = "", subject: str = "", thing: str = "", temperature: float | None = None, top_p: float | None = None, text_guidance_scale: float | None = None,
-) -> list[Words]:  # fmt: skip
+    model: Tokun,
+    picture: Picture,
+    registers: Sequence[str] | None = None,
+    *,
+    seed: int = 0,
+    n: int = 1,
+    style: str = "",
+    subject: str = "",
+    thing: str = "",
+    temperature: float | None = None,
+    top_p: float | None = None,
+    text_guidance_scale: float | None = None,
+) -> list[Words]:
     """n captions of a picture in each register (None: plain), register by register. Caption k is latent k of the seed.
 
     Raises UserError for a register or tag unknown to the model, or an unreadable picture.
@@ -82,8 +92,15 @@ def caption(
 
 
 def ask(
-    model: Tokun, picture: Picture, question: str, *, seed: int = 0, n: int = 1, temperature: float | None = None, top_p: float | None = None
-) -> list[Words]:  # fmt: skip
+    model: Tokun,
+    picture: Picture,
+    question: str,
+    *,
+    seed: int = 0,
+    n: int = 1,
+    temperature: float | None = None,
+    top_p: float | None = None,
+) -> list[Words]:
     """n answers to a question about a picture. Raises UserError for a model that was not trained on questions."""
     require_task(model, "question")
     v, (codes, grid) = model.vocabulary, encode_whole(model, picture)
@@ -94,8 +111,15 @@ def ask(
 
 
 def rewrite(
-    model: Tokun, caption: str, register: str, *, seed: int = 0, n: int = 1, temperature: float | None = None, top_p: float | None = None
-) -> list[Words]:  # fmt: skip
+    model: Tokun,
+    caption: str,
+    register: str,
+    *,
+    seed: int = 0,
+    n: int = 1,
+    temperature: float | None = None,
+    top_p: float | None = None,
+) -> list[Words]:
     """n versions of a caption in another register. Raises UserError for a model that was not trained to rewrite."""
     require_task(model, "rewrite")
     v, written = model.vocabulary, text_of(model, caption, "caption")
@@ -108,11 +132,15 @@ def rewrite(
 
 
 def write(
-    model: Tokun, prompts: list[list[int]], u: Tensor, choice: Choice,
-    unconditional_text: list[list[int]] | None = None, text_guidance_scale: float = 1.0,
-) -> tuple[list[list[int]], list[float]]:  # fmt: skip
-    """(whole sequences, nats of their text) for prompts of one length, with uniforms u (B, slots.size). `unconditional_text`: the prompts without
-    their pictures."""
+    model: Tokun,
+    prompts: list[list[int]],
+    u: Tensor,
+    choice: Choice,
+    unconditional_text: list[list[int]] | None = None,
+    text_guidance_scale: float = 1.0,
+) -> tuple[list[list[int]], list[float]]:
+    """(whole sequences, nats of their text) for prompts of one length, with uniforms u (B, slots.size). `unconditional_text`: the prompts
+    without their pictures."""
     how = DecodingSettings(text=choice, text_guidance_scale=text_guidance_scale)
     made = model.generate(prompts, u, how, unconditional_text=unconditional_text)
     return made.ids.tolist(), made.text_nll.tolist()
@@ -132,7 +160,8 @@ def text_of(model: Tokun, text: str, what: str) -> list[int]:
 def require_task(model: Tokun, task: str) -> None:
     if model.tasks and task not in model.tasks:
         raise UserError(
-            f"this model was not trained on the task {task!r}, only on {', '.join(model.tasks)}: see train.task_mix, and use another checkpoint"
+            f"this model was not trained on the task {task!r}, only on {', '.join(model.tasks)}: "
+            "see train.task_mix, and use another checkpoint"
         )
 
 
@@ -154,7 +183,10 @@ class Score:
 def score(
     model: Tokun, picture: Picture, caption: str, *, style: str = "", subject: str = "", thing: str = "", register: str = ""
 ) -> Score:
-    """Likelihoods of a picture and its caption, alone and together. Raises UserError for an unreadable picture, an unknown tag, an empty caption."""
+    """Likelihoods of a picture and its caption, alone and together.
+
+    Raises UserError for an unreadable picture, an unknown tag or an empty caption.
+    """
     require_task(model, "joint")
     written = text_of(model, caption, "caption")
     wanted = model.wanted_tags(style, subject, register or model.vocabulary.default_register, thing=thing)
@@ -174,9 +206,10 @@ def interpolate(
 ) -> list[Pair]:
     """Pairs between sample 0 of one seed and sample 0 of another; the ends are those samples.
 
-    `options` are those of `Tokun.sample`. A pair's `seed` is the first seed, its `index` the step. In between, the first picture's codes are
-    replaced one by one by the last's and then stay, so that neighbours of one shape differ only in one step's share (`passage`). Each picture's words are
-    sampled with latents on the great circle between the ends'. Tags change in the middle; the shape goes through those between the ends'.
+    `options` are those of `Tokun.sample`. A pair's `seed` is the first seed, its `index` the step. In between, the first picture's codes
+    are replaced one by one by the last's and then stay, so that neighbours of one shape differ only in one step's share (`passage`). Each
+    picture's words are sampled with latents on the great circle between the ends'. Tags change in the middle; the shape passes through
+    those between the ends'.
     """
     if not 2 <= steps <= MAX_STEPS:
         raise UserError(f"steps is {steps}; an interpolation needs at least 2 steps, its ends, and at most {MAX_STEPS:,}")
@@ -199,11 +232,11 @@ def interpolate(
 def passage(model: Tokun, start: Pair, end: Pair, noise: Tensor, steps: int) -> list[tuple[Tensor, Tags]]:
     """Codes int64 (N,) and tags of the steps 1 … steps - 2 between two pairs.
 
-    Each code is the start's, the end's, or between shapes paper's. Codes change in the order of smooth noise over the picture, from `noise` (n_codes,), so that
-    each step moves the borders of a few regions, and all steps change about equally many codes. Negated noise gives the same path reversed.
-    Between pictures of two grids, the path takes the grids between theirs, from wide to tall or back. Grids of one width (or of one height) lie
-    within each other, so the smaller picture gets paper around it that the larger one then fills (`growth`); in grids of other kinds both
-    pictures are encoded anew. The other tags change in the middle.
+    Each code is the start's, the end's or, between shapes, that of blank paper. Codes change in the order of smooth noise over the
+    picture, from `noise` (n_codes,), so that each step moves the borders of a few regions, and all steps change about equally many codes.
+    Negated noise gives the same path reversed. Between pictures of two grids, the path takes the grids between theirs, from wide to tall
+    or back. Of grids with one width (or one height) the smaller fits into the larger: the smaller picture gets paper around it, which the
+    larger one then fills (`growth`). In other grids both pictures are encoded anew. The other tags change in the middle.
     """
     ends, default = (start, end), model.vocabulary.default_grid
     grids = sorted(model.vocabulary.grids, key=lambda grid: (grid[0] / grid[1], grid))
@@ -238,10 +271,10 @@ GROWN = 0.8  # the share of a path after which its pictures have the last one's 
 
 
 def growth(model: Tokun, start: Pair, end: Pair, noise: Tensor, steps: int, grids: Sequence[cropping.Grid]) -> list[tuple[Tensor, Tags]]:
-    """`passage` from a picture to a larger one, by grids that lie within each other, smallest first.
+    """`passage` from a picture to a larger one, through grids that fit into each other, smallest first.
 
-    The first picture lies in the middle of paper: the codes of a white picture. Paper shows before the codes of the last picture take its place, so that
-    a new shape changes nothing else.
+    The first picture is in the middle of paper: the codes of a white picture. Paper shows before the codes of the last picture replace it,
+    so that a new shape changes nothing else.
     """
     whole = grids[-1]
     a, b = paper_codes(model, whole), torch.tensor(end.codes).view(whole)
@@ -263,7 +296,7 @@ def growth(model: Tokun, start: Pair, end: Pair, noise: Tensor, steps: int, grid
 
 
 def inside(whole: cropping.Grid, grid: cropping.Grid) -> tuple[slice, slice]:
-    """The middle of a grid that another one takes."""
+    """The middle of a grid, where a smaller one fits."""
     (top, left) = ((large - small) // 2 for large, small in zip(whole, grid))
     return slice(top, top + grid[0]), slice(left, left + grid[1])
 
@@ -288,16 +321,24 @@ OWN_SCORES: dict[str, Callable[[list[Pair]], list[float]]] = {
     "likelihood": lambda pairs: [-pair.caption_nll for pair in pairs],
     "mmi": lambda pairs: [(pair.pmi - pair.caption_nll) / 2 for pair in pairs],
 }
-"""Scores that a pair was drawn with: the nats of its caption that its picture explains; the log-likelihood of the caption, given the picture; and the
-mean of both, log p(caption | picture) - 1/2 log p(caption) (weighted maximum mutual information, Li et al. 2016)."""
+"""Scores that a pair was drawn with: the nats of its caption that its picture explains; the log-likelihood of the caption, given the
+picture; and the mean of both, log p(caption | picture) - 1/2 log p(caption) (weighted maximum mutual information, Li et al. 2016)."""
 
 
 @with_sampling_options
 def best_of(
-    model: Tokun, seed: int, n: int, candidates: int, score: Callable[[list[Pair]], list[float]] | None = None, *, first: int = 0,
-    plan: SamplingPlan | None = None, **options: Unpack[SamplingArguments],
-) -> list[Pair]:  # fmt: skip
-    """For each of n samples, the candidate with the highest score (default: PMI). A `plan` takes the place of the options and serves several calls.
+    model: Tokun,
+    seed: int,
+    n: int,
+    candidates: int,
+    score: Callable[[list[Pair]], list[float]] | None = None,
+    *,
+    first: int = 0,
+    plan: SamplingPlan | None = None,
+    **options: Unpack[SamplingArguments],
+) -> list[Pair]:
+    """For each of n samples, the candidate with the highest score (default: PMI). A `plan` replaces the options, and can serve several
+    calls.
 
     Choice i, counted from `first`, is among the samples i * candidates … of the seed, so it does not depend on n.
     """
@@ -324,9 +365,17 @@ class Inverted:
 
 
 def invert(
-    model: Tokun, picture: Picture, caption: str, *, style: str = "", subject: str = "", thing: str = "", register: str = "", seed: int = 0,
+    model: Tokun,
+    picture: Picture,
+    caption: str,
+    *,
+    style: str = "",
+    subject: str = "",
+    thing: str = "",
+    register: str = "",
+    seed: int = 0,
     temperature: float = 1.0,
-) -> Inverted:  # fmt: skip
+) -> Inverted:
     """A latent from which `vary` with amount 0 samples the picture's codes and then the caption, at this temperature without truncation.
 
     If several tags are possible, those of the latent `seed` are used. Raises UserError for a caption that is too long, a temperature of 0,
@@ -352,8 +401,8 @@ def vary(model: Tokun, inverted: Inverted, amount: float, *, seed: int = 0, n: i
     """n pairs around an inverted one. amount 0: the pair itself; 1: nothing left of it. `temperature`: that of `invert`, for codes.
 
     That share of the picture's codes, in a few regions chosen by the variation's own noise, is resampled from the noisy latent
-    sqrt(1 - amount^2) z + amount noise; so are the words, with the settings of `Tokun.sample`. Elsewhere the latent is moved to where the
-    same code lies in the new context; otherwise the first changed code would change all after it.
+    sqrt(1 - amount^2) z + amount noise; so are the words, with the settings of `Tokun.sample`. The other codes are kept; otherwise the
+    first changed code would change all after it.
     """
     if not 0 <= amount <= 1:
         raise UserError(f"vary is {amount}; it must be between 0 (the picture itself) and 1 (nothing left of it)")
@@ -389,11 +438,22 @@ def lowest(values: Tensor, count: int) -> Tensor:
 
 
 def complete(
-    model: Tokun, picture: Picture, keep: str | tuple[float, float, float, float], *, seed: int = 0, n: int = 4, candidates: int = 4,
-    style: str = "", subject: str = "", thing: str = "", register: str = "", temperature: float | None = None, top_p: float | None = None,
-) -> list[Pair]:  # fmt: skip
-    """n completions of the kept part of a picture, each with its caption. `keep`: 'top', 'left' (halves), 'bottom', 'right',
-    or a box (left, top, right, bottom) in shares of the picture. Only whole codes can be kept: `kept` says which.
+    model: Tokun,
+    picture: Picture,
+    keep: str | tuple[float, float, float, float],
+    *,
+    seed: int = 0,
+    n: int = 4,
+    candidates: int = 4,
+    style: str = "",
+    subject: str = "",
+    thing: str = "",
+    register: str = "",
+    temperature: float | None = None,
+    top_p: float | None = None,
+) -> list[Pair]:
+    """n completions of the kept part of a picture, each with its caption. `keep`: 'top', 'bottom', 'left' or 'right' (halves), or a box
+    (left, top, right, bottom) in shares of the picture. Only whole codes can be kept: `kept` returns them.
 
     Codes are drawn row by row, so a new code depends on kept codes above it and to its left, but not on those below and to
     its right. Therefore, of `candidates`, the one that makes those kept codes most likely is returned. If much is kept after
@@ -446,8 +506,8 @@ def kept(model: Tokun, picture: Picture, keep: str | tuple[float, float, float, 
 
 
 def kept_part(keep: str | tuple[float, float, float, float], grid: cropping.Grid, box: cropping.Box, size: tuple[int, int]) -> Kept:
-    """The codes whose patch is entirely inside the part to keep of a picture of `size` (width, height), of which the grid shows `box`. If the
-    part reaches an edge of the picture, the area beyond that edge is kept too.
+    """The codes whose patch is entirely inside the part to keep of a picture of `size` (width, height), of which the grid shows `box`. If
+    the part reaches an edge of the picture, the area beyond that edge is kept too.
 
     Raises UserError if no code or every code is kept, or for an invalid box.
     """

@@ -3,15 +3,15 @@
     stream = open_stream(model, [prompts (B, P)], capacity)
     stream.logits(part)  ->  (rows, ids of the part)        after the last ids given
     stream.step(ids)                                        ids (rows,)
-    stream.keep(rows)                                       the others have ended (on a CPU; a GPU's graph is for so many rows)
+    stream.keep(rows)                                       drops the others, which have ended (a GPU's graph keeps all rows)
 
-The function is the model's own. What is saved is what its Hugging Face forward costs beside it: query, key and value are one
-matrix product, gate and up another; the weights of the norms are multiplied into the matrices behind them; the matrices lie
-as the processor's kernels want them; the cache is allocated once; the head computes only the part that is asked for. On a
-GPU a step is captured as a CUDA graph; on a CPU it is one C++ program (`native`) where there is a compiler for it. Any other
-architecture goes through its own forward (`HubStream`), with the same calls.
+The result is that of the model's own Hugging Face forward, at less cost. Query, key and value are one matrix product, gate and up
+another; the weights of the norms are multiplied into the matrices behind them; the matrices have the layout of the processor's
+kernels; the cache is allocated once; the head only computes the requested part. On a GPU a step is captured as a CUDA graph; on a
+CPU it is one C++ program (`native`) if there is a compiler. Any other architecture uses its own forward (`HubStream`), with the same
+calls.
 
-Several groups of prompts, of different lengths, step together (guidance: with tags and without), one behind the other.
+Several groups of prompts of different lengths can step together (for guidance: with tags and without). Their rows follow one another.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from torch import Tensor
 from tokun.inference import native
 from tokun.inference.streams import SHORT, GraphStream, HubStream, HubStreams, NativeStream, Stream
 
-ROWS = (2, 4, 8, 16, 32, 64)  # how many rows a CPU computes together, where they come out as the same bits
-SAFE = 16  # … and where they do not: always so many
-NATIVE_ROWS = (*range(1, 17), 24, 32, 48, 64)  # the same for the C++ program
+ROWS = (2, 4, 8, 16, 32, 64)  # numbers of rows that a CPU computes together, as far as they give the same bits
+SAFE = 16  # the number used where the others do not
+NATIVE_ROWS = (*range(1, 17), 24, 32, 48, 64)  # as ROWS, for the C++ program
 
 
 class Matrix:
-    """x (…, in) -> x W^T (…, out). W is packed for the processor's kernels where it has any."""
+    """x (…, in) -> x W^T (…, out). W is packed for the processor's kernels if there are any."""
 
     def __init__(self, weight: Tensor, pack: bool = True):
         self.is_packed = pack and weight.device.type == "cpu" and can_pack(weight.dtype)
@@ -78,11 +78,11 @@ class Layer:
 
 
 class TorchDecoder:
-    """A Qwen3's weights and sizes. The weights are copies: `decoder_of` makes new ones when the model has learned more."""
+    """A Qwen3's weights and sizes. The weights are copies: `decoder_of` makes new ones when the model's weights change."""
 
     @staticmethod
     def fits(model: Any) -> bool:
-        """Whether the model is a Qwen3 as it is trained here (full attention, plain rotary positions, no adapters), and a copy has room."""
+        """Whether the model is a Qwen3 as trained here (full attention, plain rotary positions, no adapters), with memory for a copy."""
         config = model.config
         rotary = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
         return (
@@ -110,7 +110,7 @@ class TorchDecoder:
         return (GraphStream if prompts[0].device.type == "cuda" else Stream)(self, prompts, capacity)
 
     def first_layer(self) -> TorchDecoder:
-        """The same with only its first layer."""
+        """The same decoder with only its first layer."""
         first = copy.copy(self)
         first.layers = self.layers[:1]
         return first
@@ -158,7 +158,7 @@ _plain: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def decoder_of(model: Any) -> TorchDecoder | NativeDecoder | None:
-    """The model's decoder, made anew when its weights have changed since; None where the model's own forward must do."""
+    """The model's decoder, remade if the weights have changed; None if the model's own forward must be used."""
     stamp = [(p.data_ptr(), p._version, p.dtype) for p in model.parameters()]
     kept = _decoders.get(model)
     if kept is None or kept[0] != stamp:
@@ -170,15 +170,16 @@ def decoder_of(model: Any) -> TorchDecoder | NativeDecoder | None:
 
 
 def forget(model: Any) -> None:
-    """Let go of the copies of a model's weights: training wants the memory back."""
+    """Free the copies of a model's weights: training needs the memory."""
     _decoders.pop(model, None)
 
 
 def compile_steps(model: Any, wanted: bool = True) -> bool:
-    """Whether this model's steps on a CPU are the C++ program's from now on. They are where they can be, unless not wanted; a warning says why they cannot.
+    """Use the C++ program for this model's steps on a CPU where possible, unless not `wanted`. Returns whether it is used; a warning says
+    why it cannot be.
 
-    Sums come out in another order than without, so that a sample may now and then differ; among themselves they agree for every number of rows. A GPU
-    has its graphs: there nothing changes.
+    The program sums in another order, so a sample may now and then differ from one drawn without it; its own samples are the same for
+    every number of rows. No effect on a GPU.
     """
     if next(model.parameters()).device.type != "cpu":
         return False
@@ -188,7 +189,7 @@ def compile_steps(model: Any, wanted: bool = True) -> bool:
         return False
     _plain.discard(model)
     if not TorchDecoder.fits(model):
-        return _not_compiled(f"{type(model).__name__} goes through its own forward")
+        return _not_compiled(f"{type(model).__name__} uses its own forward")
     try:
         native.program()
     except RuntimeError as error:
@@ -197,7 +198,7 @@ def compile_steps(model: Any, wanted: bool = True) -> bool:
 
 
 def sample_as(model: Any, other: Any) -> None:
-    """Whether steps are the C++ program's is for `model` as it is for `other`."""
+    """Use the same step implementation as `other`."""
     _decoders.pop(model, None)
     (_plain.add if other in _plain else _plain.discard)(model)
 
@@ -212,14 +213,15 @@ def is_compiled(model: Any) -> bool:
 
 
 def has_room(model: Any) -> bool:
-    """A GPU must hold the copies of the weights beside the weights, and a cache."""
+    """Whether there is memory for copies of the weights and for a cache. Only a GPU's memory is checked."""
     device = next(model.parameters()).device
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     return device.type != "cuda" or 2 * size < torch.cuda.mem_get_info(device)[0]
 
 
 def open_stream(model: Any, prompts: Sequence[Tensor], capacity: int) -> Stream | HubStreams:
-    """Groups of prompts (B, P) int64, all of one B, read; rows are the first group's, then the second's … `capacity` ids fit in a row."""
+    """A stream that has read these groups of prompts (B, P) int64, all of one B. Its rows are the first group's, then the second's, and so
+    on. `capacity`: ids that fit in a row."""
     decoder = decoder_of(model)
     if decoder is None:
         return HubStreams([HubStream(model, rows) for rows in prompts])
@@ -227,8 +229,8 @@ def open_stream(model: Any, prompts: Sequence[Tensor], capacity: int) -> Stream 
 
 
 def row_counts(model: Any, widths: Sequence[int]) -> tuple[int, ...]:
-    """The numbers of rows that may be computed together after prompts of these widths: with each of them a row has the same bits. On a CPU
-    matrix libraries may sum fewer rows in another order, so this is tried out, once for each shape of model, dtype and number of threads."""
+    """The numbers of rows that may be computed together after prompts of these widths: a row has the same bits with each of them. On a CPU
+    matrix libraries may sum fewer rows in another order, so this is tried once for each shape of model, dtype and number of threads."""
     decoder = decoder_of(model)
     if next(model.parameters()).device.type != "cpu":
         return ()
@@ -252,7 +254,7 @@ _row_counts: dict[Any, tuple[int, ...]] = {}
 def _same_bits(decoder: TorchDecoder | NativeDecoder, tried: Sequence[int], width: int) -> tuple[int, ...]:
     """Those of `tried` for which random prompts, and two ids after them, give the same bits as in `SAFE` rows."""
     ids = torch.randint(len(decoder.embedding), (max(tried), width + 2), generator=torch.Generator().manual_seed(0))
-    first = decoder.first_layer()  # all layers are of one shape
+    first = decoder.first_layer()  # all layers have the same shape
     made = {rows: _read(first, ids[:rows], width)[: min(rows, SAFE)] for rows in tried}
     return tuple(rows for rows in tried if torch.equal(made[rows], made[SAFE][: len(made[rows])]))
 

@@ -1,4 +1,4 @@
-"""What a model is, in a few lines: of a folder (`describe`, from its JSON files; no weights are read, no torch imported) or of a model in memory."""
+"""Describes a model in a few lines: one in a folder (`describe`, from its JSON files alone, without torch), or one in memory."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from tokun.inference.model import Tokun
 
 SHOWN = 8  # names of a list before it is cut short
-OF_BASE = "## The base:"  # heading of a card below which all is said of the model that it is built on
-USUAL = {"n": 16, "seed": 42, "top_k": 0, "top_p": 1.0, "guidance_scale": 1.0, "text_guidance_scale": 1.0, "no_repeats": False}  # not told
+OF_BASE = "## The base:"  # heading of a card; everything below it is about the model that it is built on
+# not shown
+USUAL = {"n": 16, "seed": 42, "top_k": 0, "top_p": 1.0, "guidance_scale": 1.0, "text_guidance_scale": 1.0, "no_repeats": False}
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Description:
     def lines(self) -> list[str]:
         """About ten lines for people."""
         card = [f"{name} {value}" for name, value in self.figures.items()]
-        told = [
+        parts = [
             ("generator" if self.kind == "checkpoint" else "adapter", self.network()),
             ("pictures", self.pictures()),
             *self._tags(),
@@ -71,10 +72,10 @@ class Description:
             ),
             *([("license", self.license)] if self.license else []),
         ]
-        return [f"{self.name} ({self.where})", *(f"{label:<10} {text}" for label, text in told)]
+        return [f"{self.name} ({self.where})", *(f"{label:<10} {text}" for label, text in parts)]
 
     def known(self) -> list[str]:
-        """What options of sampling may name, a line each."""
+        """What options of sampling may name, one kind a line."""
         return [
             f"{label:<10} {text}" for label, text in (*self._tags(most=40), ("grids", ", ".join(self.grids)), ("defaults", self.sampling()))
         ]
@@ -99,9 +100,9 @@ class Description:
         return f"{looks}{shapes} {some(self.grids, 9)} codes (rows x columns){size}, of a codebook of {self.codebook}"
 
     def sampling(self) -> str:
-        """The checkpoint's defaults where they differ from what is usual, temperatures always."""
-        told = {name: value for name, value in self.defaults.items() if value != USUAL.get(name, value if name in USUAL else None)}
-        return ", ".join(name if value is True else f"{name} {value:g}" for name, value in told.items()) or "the usual defaults"
+        """The checkpoint's defaults where they differ from the usual ones; temperatures always."""
+        shown = {name: value for name, value in self.defaults.items() if value != USUAL.get(name, value if name in USUAL else None)}
+        return ", ".join(name if value is True else f"{name} {value:g}" for name, value in shown.items()) or "the usual defaults"
 
     def brief(self) -> str:
         """Five lines: what `print(model)` shows."""
@@ -117,7 +118,7 @@ class Description:
         return "\n".join(lines)
 
     def record(self) -> dict[str, Any]:
-        """All of it, as plain JSON."""
+        """All fields, as plain JSON."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
 
@@ -127,24 +128,31 @@ def some(names: Sequence[str], most: int = SHOWN) -> str:
 
 
 def describe(checkpoint: str | Path | None = None) -> Description:
-    """The description of a checkpoint's or an adapter's folder, of a run's folder or a Hub id (which is downloaded); None: the bundled model.
+    """The description of a checkpoint, an adapter or a run, by its folder or Hub id (which is downloaded); None: the bundled model.
 
-    Raises FileNotFoundError or UserError that says what is missing or damaged.
+    Raises FileNotFoundError or UserError naming what is missing or damaged.
     """
     if checkpoint is not None and (adapter := folders.adapter_at(checkpoint)) is not None:
         return _of_adapter(adapter)
     folder = folders.resolve(checkpoint)
-    if (folder / folders.ADAPTER_CONFIG).is_file():  # an adapter of the Hub
+    if (folder / folders.ADAPTER_CONFIG).is_file():  # an adapter on the Hub
         return _of_adapter(folder)
     with _whole(folder, "checkpoint"):
         vocabulary, settings = _json(folder / folders.VOCABULARY), _json(folder / folders.SAMPLING)
         network = _json(folder / folders.GENERATOR / "config.json")
         card = _card(folder)
         return _made(
-            vocabulary, settings, network, _json(folder / folders.IMAGE_TOKENIZER / "config.json"), card,
-            name=title(card) or _name(folder), kind="checkpoint", where="bundled" if folder == folders.BUNDLED else str(checkpoint),
-            parameters=_parameters(folder / folders.GENERATOR), dtype=str(network.get("dtype") or network.get("torch_dtype") or "float32"),
-        )  # fmt: skip
+            vocabulary,
+            settings,
+            network,
+            _json(folder / folders.IMAGE_TOKENIZER / "config.json"),
+            card,
+            name=title(card) or _name(folder),
+            kind="checkpoint",
+            where="bundled" if folder == folders.BUNDLED else str(checkpoint),
+            parameters=_parameters(folder / folders.GENERATOR),
+            dtype=str(network.get("dtype") or network.get("torch_dtype") or "float32"),
+        )
 
 
 def _of_adapter(folder: Path) -> Description:
@@ -152,15 +160,26 @@ def _of_adapter(folder: Path) -> Description:
         vocabulary, about = _json(folder / folders.VOCABULARY), _json(folder / folders.ABOUT)
         config, card, base = _json(folder / folders.ADAPTER_CONFIG), _card(folder), str(about["base"])
         network, tokenizer = {}, {}
-        if folders.is_local(base):  # a base elsewhere is not downloaded only to be described
+        if folders.is_local(base):  # any other base is not downloaded just for this
             at = folders.resolve(base)
             network, tokenizer = _json(at / folders.GENERATOR / "config.json"), _json(at / folders.IMAGE_TOKENIZER / "config.json")
-            about["tasks"] = tasks_on(_json(at / folders.SAMPLING).get("tasks", ()), about.get("tasks", ()))  # as when it is in use
+            # as when the adapter is in use
+            about["tasks"] = tasks_on(_json(at / folders.SAMPLING).get("tasks", ()), about.get("tasks", ()))
         return _made(
-            vocabulary, about, network, tokenizer, card,
-            name=title(card) or _name(folder), kind="adapter", where=str(folder), parameters=_parameters(folder), dtype="",
-            base=base, rank=int(config["r"]), new_tags=tuple(vocabulary.get("appended", ())),
-        )  # fmt: skip
+            vocabulary,
+            about,
+            network,
+            tokenizer,
+            card,
+            name=title(card) or _name(folder),
+            kind="adapter",
+            where=str(folder),
+            parameters=_parameters(folder),
+            dtype="",
+            base=base,
+            rank=int(config["r"]),
+            new_tags=tuple(vocabulary.get("appended", ())),
+        )
 
 
 def _made(
@@ -168,15 +187,25 @@ def _made(
 ) -> Description:
     text, counts = network.get("text_config", network), settings.get("tag_counts", [])
     return Description(
-        architecture=str(network.get("model_type", "")), layers=int(text.get("num_hidden_layers", 0)), width=int(text.get("hidden_size", 0)),
-        channels=int(tokenizer.get("image_channels", 0)), pixels=int(tokenizer.get("downsample", 0)), codebook=int(vocabulary["codebook_size"]),
+        architecture=str(network.get("model_type", "")),
+        layers=int(text.get("num_hidden_layers", 0)),
+        width=int(text.get("hidden_size", 0)),
+        channels=int(tokenizer.get("image_channels", 0)),
+        pixels=int(tokenizer.get("downsample", 0)),
+        codebook=int(vocabulary["codebook_size"]),
         grids=tuple(f"{rows}x{columns}" for rows, columns in vocabulary["grids"]),
         styles=by_frequency(vocabulary.get("styles", ()), ((row[0], row[-1]) for row in counts)),
         subjects=by_frequency(vocabulary.get("subjects", ()), ((row[1], row[-1]) for row in counts)),
         things=by_frequency(vocabulary.get("things", ()), ((row[2], row[-1]) for row in counts if len(row) > 3)),
-        registers=tuple(vocabulary["registers"]), tasks=tuple(settings.get("tasks", ())), pieces=int(vocabulary["text_size"]),
-        longest=int(vocabulary["max_text"]), defaults=dict(settings.get("defaults", {})), figures=figures(card), license=front_matter(card, "license"), **more,
-    )  # fmt: skip
+        registers=tuple(vocabulary["registers"]),
+        tasks=tuple(settings.get("tasks", ())),
+        pieces=int(vocabulary["text_size"]),
+        longest=int(vocabulary["max_text"]),
+        defaults=dict(settings.get("defaults", {})),
+        figures=figures(card),
+        license=front_matter(card, "license"),
+        **more,
+    )
 
 
 def of_model(model: Tokun) -> Description:
@@ -187,11 +216,17 @@ def of_model(model: Tokun) -> Description:
     base, own = (model.base.card, model.adapters[model.adapter].card) if model.base else (model.card, model.card)
     name = title(base) or "a model without a card"
     return _made(
-        v.to_dict(), {"tasks": model.tasks, "tag_counts": model.tag_counts, "defaults": asdict(model.defaults)}, config.to_dict(),
-        {"image_channels": tokenizer.image_channels, "downsample": tokenizer.downsample}, own,
-        name=f"{name}, with the adapter {model.adapter}" if model.adapter else name, kind="checkpoint", where="in memory",
-        parameters=sum(weight.numel() for weight in weights), dtype=f"{str(weights[0].dtype).removeprefix('torch.')} on {weights[0].device}",
-    )  # fmt: skip
+        v.to_dict(),
+        {"tasks": model.tasks, "tag_counts": model.tag_counts, "defaults": asdict(model.defaults)},
+        config.to_dict(),
+        {"image_channels": tokenizer.image_channels, "downsample": tokenizer.downsample},
+        own,
+        name=f"{name}, with the adapter {model.adapter}" if model.adapter else name,
+        kind="checkpoint",
+        where="in memory",
+        parameters=sum(weight.numel() for weight in weights),
+        dtype=f"{str(weights[0].dtype).removeprefix('torch.')} on {weights[0].device}",
+    )
 
 
 def by_frequency(names: Iterable[str], counts: Iterable[tuple[str, int]]) -> tuple[str, ...]:
@@ -218,14 +253,14 @@ def front_matter(card: str, key: str) -> str:
 
 
 def without_base(card: str) -> str:
-    """What a card says of the model itself; its title alone where nothing tells the two apart, as in cards of older versions."""
+    """The part of a card about the model itself; only the title if nothing separates it from its base, as in cards of older versions."""
     if re.search(r"^## Merged adapter$", card, re.MULTILINE):
         return f"# {title(card)}\n"
     return re.split(rf"^{OF_BASE}", card, maxsplit=1, flags=re.MULTILINE)[0]
 
 
 def figures(card: str) -> dict[str, str]:
-    """Name -> value of every row of the card's tables of figures, in their order; not those of the model that it is built on."""
+    """Name -> value of every row of the card's tables of figures, in their order; without those of the model that it is built on."""
     found: dict[str, str] = {}
     inside = False
     for line in without_base(card).splitlines():
@@ -244,7 +279,7 @@ def figures(card: str) -> dict[str, str]:
 
 @contextmanager
 def _whole(folder: Path, what: str) -> Iterator[None]:
-    """Raise UserError where a file of the folder is damaged, or lacks what it should hold."""
+    """Raise UserError if a file of the folder is damaged or incomplete."""
     try:
         yield
     except (UserError, OSError):
@@ -271,7 +306,7 @@ def _name(folder: Path) -> str:
 
 
 def _parameters(folder: Path) -> int:
-    """The number of weights in a folder's safetensors, by their headers."""
+    """The number of weights in a folder's safetensors, from their headers."""
     total = 0
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="np") as weights:

@@ -1,4 +1,4 @@
-"""Where checkpoints and adapters lie: the names of their files, and a folder or Hub id found. Opens no weights and imports no torch."""
+"""Where checkpoints and adapters are: the names of their files, and the folder of a name or Hub id. Opens no weights, imports no torch."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ BUNDLED = Path(__file__).parents[1] / "bundled" / "engraving"
 # of a checkpoint
 GENERATOR, IMAGE_TOKENIZER, TEXT_TOKENIZER, CARD = "generator", "image_tokenizer", "text_tokenizer.model", "README.md"
 VOCABULARY, SAMPLING = "vocabulary.json", "sampling.json"
-# of an adapter, which has a card and a vocabulary, too
+# of an adapter, which also has a card and a vocabulary
 ADAPTER_CONFIG, ADAPTER_WEIGHTS, ABOUT = "adapter_config.json", "adapter_model.safetensors", "adapter.json"
 
 
 def is_bundled(checkpoint: str | Path | None) -> bool:
-    """Whether it names the bundled checkpoint: None, or "bundled" where no folder is called so."""
+    """Whether it names the bundled checkpoint: None, or "bundled" if no folder has that name."""
     return checkpoint is None or (str(checkpoint) == "bundled" and not Path("bundled").exists())
 
 
 def resolve(checkpoint: str | Path | None) -> Path:
-    """The folder of a checkpoint, downloading it when it is a Hub id."""
+    """The folder of a checkpoint, which is downloaded if it is a Hub id."""
     if checkpoint is None or is_bundled(checkpoint):
         if not BUNDLED.is_dir():
             raise FileNotFoundError(f"no checkpoint is bundled here ({BUNDLED}); name one with --checkpoint")
@@ -30,7 +30,8 @@ def resolve(checkpoint: str | Path | None) -> Path:
     path = Path(checkpoint).expanduser()
     if adapter_at(path):
         raise FileNotFoundError(
-            f"{path} holds an adapter, which is loaded with its base: tokun.load(BASE, adapter={str(path)!r}), tokun sample --checkpoint BASE --adapter {path}"
+            f"{path} holds an adapter, which is loaded with its base: "
+            f"tokun.load(BASE, adapter={str(path)!r}), tokun sample --checkpoint BASE --adapter {path}"
         )
     if path.exists():
         raise FileNotFoundError(f"{path} holds no checkpoint: {VOCABULARY} and {GENERATOR}/ are not there{unfinished(path)}")
@@ -38,7 +39,7 @@ def resolve(checkpoint: str | Path | None) -> Path:
 
 
 def resolve_adapter(adapter: str | Path) -> Path:
-    """The folder of an adapter, downloading it when it is a Hub id."""
+    """The folder of an adapter, which is downloaded if it is a Hub id."""
     if found := adapter_at(adapter):
         return found
     path = Path(adapter).expanduser()
@@ -50,12 +51,12 @@ def resolve_adapter(adapter: str | Path) -> Path:
 
 
 def unfinished(run: Path) -> str:
-    """What is said of a folder without the result of a training."""
+    """The end of a message about a folder without the result of a training: how to get the result."""
     asked = ". Has its training finished?"
     if any(not folder.suffix for folder in (run / "best").glob("step-*")):  # .partial: killed while it was written
-        return f"{asked} Its command typed again goes on; {run / 'best'} holds the best so far"
+        return f"{asked} Run the same command again to resume; {run / 'best'} holds the best so far"
     if any(folder.name != "image_tokenizer" for folder in (run / "state").glob("*")):
-        return f"{asked} Its command typed again goes on; with train.max_minutes=1 added it ends for good, and keeps what it has learned"
+        return f"{asked} Run the same command again to resume; with train.max_minutes=1 added it stops and saves its result"
     return asked
 
 
@@ -65,18 +66,18 @@ def runs_with(part: str) -> list[str]:
 
 
 def checkpoint_at(path: str | Path) -> Path | None:
-    """The checkpoint's folder, if `path` is one, or a run that made one; None for anything else."""
+    """The checkpoint's folder, if `path` is one or a run that made one; None for anything else."""
     given = Path(path).expanduser()
     folders = [folder for folder in (given, given / "checkpoint") if not (folder / ADAPTER_CONFIG).is_file()]
     return next((folder for folder in folders if (folder / VOCABULARY).is_file() or (folder / GENERATOR).is_dir()), None)
 
 
 def adapter_at(path: str | Path) -> Path | None:
-    """The adapter's folder, if `path` is one, or a run that made one; None for anything else."""
+    """The adapter's folder, if `path` is one or a run that made one; None for anything else."""
     given = Path(path).expanduser()
     return next((folder for folder in (given, given / "adapter") if (folder / ADAPTER_CONFIG).is_file()), None)
 
 
 def is_local(path: str | Path) -> bool:
-    """Whether it is on this machine by this name, so that reading it downloads nothing."""
+    """Whether it exists on this machine under this name, so that reading it downloads nothing."""
     return is_bundled(path) or Path(path).expanduser().exists()

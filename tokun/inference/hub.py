@@ -24,7 +24,8 @@ from tokun.utils.errors import UserError
 if TYPE_CHECKING:
     from tokun.inference.model import Tokun
 
-FILES = ("vocabulary.json", "sampling.json", "README.md", "text_tokenizer.model")  # of a checkpoint, and those in its subfolders:
+FILES = ("vocabulary.json", "sampling.json", "README.md", "text_tokenizer.model")  # of a checkpoint
+# the files in its subfolders
 PARTS = re.compile(
     r"generator/((config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|model\.safetensors\.index)\.json"
     r"|model(-\d+-of-\d+)?\.safetensors)|image_tokenizer/(config\.json|model\.safetensors)|text_tokenizer\.model/[\w.]+\.(json|txt|model)"
@@ -33,7 +34,8 @@ MARK = "vocabulary.json"  # a folder without it is not a checkpoint
 
 
 def save_pretrained(model: Tokun, directory: str | Path, *, dtype: torch.dtype | str | None = None) -> Path:
-    """Write the checkpoint (safetensors) and its model card, if any (`adapters.card_of`), to a temporary folder and rename it. Returns the folder.
+    """Write the checkpoint (safetensors) and its model card, if any (`adapters.card_of`), to a temporary folder and rename it. Returns the
+    folder.
 
     `dtype` is the generator's floating-point type in the file; default: its own. An existing checkpoint is replaced. Raises UserError
     for a folder that holds anything else, such as a training record or a user's file: only checkpoints are ever replaced.
@@ -46,15 +48,15 @@ def save_pretrained(model: Tokun, directory: str | Path, *, dtype: torch.dtype |
         raise UserError(f"dtype is {dtype!r}; weights are floating-point numbers: torch.float32, torch.bfloat16 or torch.float16")
     unexpected = unexpected_files(target) if target.is_dir() else []
     if unexpected:
-        told = "which is not part of a checkpoint" if (target / MARK).is_file() else f"and no checkpoint ({MARK} is missing)"
-        raise UserError(f"{target} holds {', '.join(unexpected[:3])}, {told}: name a new folder, such as {target / 'checkpoint'}")
+        why = "which is not part of a checkpoint" if (target / MARK).is_file() else f"and is not a checkpoint ({MARK} is missing)"
+        raise UserError(f"{target} holds {', '.join(unexpected[:3])}, {why}: name a new folder, such as {target / 'checkpoint'}")
     with checkpoint.whole_directory(target) as folder:
         model.save(folder, dtype=kind, card=adapters.card_of(model))
     return target
 
 
 def unreachable() -> tuple[type[Exception], ...]:
-    """The exceptions of the Hub's client without a network. It uses httpx, before version 1 requests, whose errors are OSErrors anyway."""
+    """What the Hub's client raises without a network. It uses httpx; before version 1 it used requests, whose errors are OSErrors."""
     try:
         import httpx
     except ImportError:
@@ -63,7 +65,8 @@ def unreachable() -> tuple[type[Exception], ...]:
 
 
 def unexpected_files(folder: Path) -> list[str]:
-    """The files in a folder that `save_pretrained` did not write; all of them if it is not a checkpoint. Only the top level of a large folder is checked."""
+    """The files in a folder that `save_pretrained` did not write; all of them if it is not a checkpoint. If there are any at its top level,
+    subfolders are not searched."""
     top = sorted(path.name for path in folder.iterdir())
     unknown = [name for name in top if name not in (*FILES, "generator", "image_tokenizer")]
     if unknown or MARK not in top:
@@ -94,7 +97,7 @@ def push_adapter(
 ) -> str:  # fmt: skip
     """Upload an adapter, from its folder or a training run's, as `name`: `tokun.load(BASE, adapter=name)`. Otherwise as `push_to_hub`.
 
-    Raises FileNotFoundError or UserError for a folder that holds no whole adapter.
+    Raises FileNotFoundError or UserError for a folder without a complete adapter.
     """
     read = adapters.read(adapter)
 

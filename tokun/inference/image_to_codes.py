@@ -1,4 +1,4 @@
-"""Pictures to codes: opened, fitted to a grid as in training, encoded."""
+"""From a user's picture to codes: open it, fit it to a grid as in training, encode it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,10 @@ TIFF_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I", "F")
 
 
 def open_picture(source: Picture, channels: int) -> Image.Image:
-    """A file, its bytes or a PIL picture -> 'L' or 'RGB', upright (`image_files.decode`). Raises FileNotFoundError, or UserError with the reason."""
+    """A file, its bytes or a PIL picture -> 'L' or 'RGB', upright (`image_files.decode`).
+
+    Raises FileNotFoundError, or UserError with the reason.
+    """
     name = "the picture"
     if isinstance(source, Image.Image):
         require_size(source, name)
@@ -46,7 +49,8 @@ def open_picture(source: Picture, channels: int) -> Image.Image:
             raise FileNotFoundError(f"{name!r} is not a file: name a picture")
         if path.stat().st_size > (most := max(MAX_BYTES, image_files.max_pixels() // 2)):
             raise UserError(
-                f"{path} has {path.stat().st_size:,} bytes, more than the limit of {most:,}: scale it down, or raise the limit with {HIGHER}"
+                f"{path} has {path.stat().st_size:,} bytes, more than the limit of {most:,}: "
+                f"scale it down, or raise the limit with {HIGHER}"
             )
         source = path.read_bytes()
     try:
@@ -54,14 +58,15 @@ def open_picture(source: Picture, channels: int) -> Image.Image:
     except image_files.PictureError as error:
         if str(error) == image_files.TOO_MANY:
             raise TooLarge(
-                f"{name} has more than {image_files.max_pixels():,} pixels: scale it down, or raise the limit with {HIGHER}. For a file that is tiny for its pixels the limit is a tenth of that"
+                f"{name} has more than {image_files.max_pixels():,} pixels: scale it down, or raise the limit with {HIGHER}. "
+                "For a file that is very small for its number of pixels the limit is a tenth of that"
             ) from error
         reason = "unknown format, or empty" if str(error) in ("empty file", "not a picture that can be read") else error
         raise UserError(f"{name} is not a picture that can be read: {reason}") from error
 
 
 def as_tiff(picture: Image.Image) -> bytes:
-    """A PIL picture as a TIFF file, upright and with its colour profile, so that all modes, also CMYK and 16 bits, are read the same way."""
+    """A PIL picture as a TIFF file, upright and with its colour profile, so that all modes, including CMYK and 16 bits, are read alike."""
     buffer = io.BytesIO()
     try:
         profile = picture.info.get("icc_profile")
@@ -75,7 +80,8 @@ def as_tiff(picture: Image.Image) -> bytes:
         upright.save(buffer, "TIFF", icc_profile=profile)
     except (OSError, ValueError, SystemError) as error:  # for example without pixels
         raise UserError(
-            f"a picture of mode {picture.mode!r} and {picture.width} x {picture.height} pixels is not supported ({error}): convert it to 'RGB' first"
+            f"a picture of mode {picture.mode!r} and {picture.width} x {picture.height} pixels is not supported ({error}): "
+            "convert it to 'RGB' first"
         ) from error
     return buffer.getvalue()
 
@@ -118,7 +124,8 @@ def encode_whole(model: Tokun, picture: Picture) -> tuple[list[int], cropping.Gr
 
 
 def framed(model: Tokun, picture: Picture, largest: int = 1) -> Image.Image:
-    """What the model sees of a picture -> 'L' or 'RGB', with up to `largest` times the pixels of its grid's pictures, as far as the picture has them."""
+    """What the model sees of a picture -> 'L' or 'RGB', with up to `largest` times the pixels of its grid's pictures, if the picture has as
+    many."""
     downsample = model.image_tokenizer.config.downsample
     image = open_picture(picture, model.image_tokenizer.config.image_channels)
     rows, columns = model.grids[cropping.nearest_grid(*image.size, model.grids)]

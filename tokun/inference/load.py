@@ -20,11 +20,17 @@ from tokun.utils.errors import UserError
 
 
 def load(
-    checkpoint: str | Path | None = None, *, device: str | None = None, dtype: torch.dtype = torch.float32, compile: bool | None = None,
+    checkpoint: str | Path | None = None,
+    *,
+    device: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    compile: bool | None = None,
     adapter: str | Path | Sequence[str | Path] | None = None,
-) -> Tokun:  # fmt: skip
-    """A checkpoint folder, a Hugging Face Hub id ('name/model'), or None for the bundled engraving model. `compile`: see `Tokun.compile`; None: where it can be.
-    `adapter`: one that was trained on it, or several, of which the first is used (`Tokun.use_adapter`).
+) -> Tokun:
+    """The model of a checkpoint folder or a Hugging Face Hub id ('name/model'); None is the bundled engraving model.
+
+    `compile`: as for `Tokun.compile`; None: where possible. `adapter`: one that was trained on the checkpoint, or several, of which the
+    first is used (`Tokun.use_adapter`).
 
     Raises FileNotFoundError or UserError naming the file that is missing or broken.
     """
@@ -39,7 +45,7 @@ def load(
 
 
 def assembled(folder: Path, dtype: torch.dtype = torch.float32, *, generator: Any = None) -> Tokun:
-    """The model of a checkpoint's folder, on the CPU. `generator`: the causal LM, where it has been read already. Raises as `load` does."""
+    """The model of a checkpoint's folder, on the CPU. `generator`: the causal LM, if it has been read already. Raises as `load` does."""
     require_whole(folder)
     vocabulary = Vocabulary.load(folder / VOCABULARY)
     require_same_ids(folder / GENERATOR / "tokenizer.json", vocabulary)
@@ -49,14 +55,14 @@ def assembled(folder: Path, dtype: torch.dtype = torch.float32, *, generator: An
     settings = read_settings(folder / SAMPLING)
     if generator is None:
         generator = load_generator(folder / GENERATOR, dtype)
-    for path, asked, found in (
+    for path, wanted, found in (
         (folder / IMAGE_TOKENIZER, settings.image_tokenizer, image_tokenizer.fingerprint()),
         (text_path, settings.text_tokenizer, text_tokenizer.fingerprint()),
     ):
-        if asked not in (None, found):
+        if wanted not in (None, found):
             raise UserError(
                 f"{path} is not the tokenizer this generator was trained with: its fingerprint is "
-                f"{found[:16]}…, the generator asks for {asked[:16]}…. Copy the whole checkpoint again"
+                f"{found[:16]}…, the generator asks for {wanted[:16]}…. Copy the whole checkpoint again"
             )
     places = getattr(generator.config.get_text_config(), "max_position_embeddings", math.inf)
     needed = sequences.least_positions(vocabulary)

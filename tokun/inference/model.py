@@ -1,4 +1,4 @@
-"""Tokun: the tokenizers, the vocabulary and the generator as one. What users hold.
+"""Tokun: the tokenizers, the vocabulary and the generator in one object, which users work with.
 
 model = tokun.load()                      # the bundled checkpoint; or a folder, or a Hugging Face Hub id
 image, caption = model(42)                # from a seed, the picture and the words for it
@@ -38,7 +38,6 @@ from tokun.inference.checkpoint_folder import quiet_transformers, read_settings
 from tokun.inference.folders import BUNDLED, CARD, GENERATOR, IMAGE_TOKENIZER, SAMPLING, TEXT_TOKENIZER, VOCABULARY, resolve
 from tokun.inference.sampling_arguments import with_sampling_options
 from tokun.inference.tags import Frequencies, TagCounts, count_tags, grid_of, settings_json, with_subjects_of
-from tokun.inference.text_token_classes import forbidden_text_of
 from tokun.inference.token_choice import DecodingSettings, require_scale
 from tokun.render.grids import to_pil
 from tokun.tokenizers import sequences
@@ -68,7 +67,7 @@ class Pair:
     tags: Tags
     codes: list[int]  # 0..K-1, raster order
     caption_ids: list[int]
-    image_nll: float  # of all codes, given what stands before them
+    image_nll: float  # of all codes, given the ids before them
     caption_nll: float  # of all pieces and the end, given the picture
     pmi: float
     prompted: bool = False  # the caption was given, and the picture drawn from it
@@ -85,7 +84,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class SamplingPlan:
-    """What options of `Tokun.sample` come to."""
+    """The options of `Tokun.sample`, checked and resolved."""
 
     options: SamplingOptions
     wanted: Tags
@@ -96,13 +95,13 @@ class SamplingPlan:
 
     @cached_property
     def tags(self) -> Frequencies:
-        """What the tags are drawn from. With a prompt the generator is run for it, once."""
+        """The frequencies that tags are drawn from. For a prompt this runs the generator, once."""
         return self.infer()
 
 
 @dataclass(repr=False)
 class Tokun:
-    """A whole checkpoint in memory. `print(model)` says what it is."""
+    """A whole checkpoint in memory. `print(model)` describes it."""
 
     image_tokenizer: ImageTokenizer
     text_tokenizer: TextTokenizer | PretrainedTextTokenizer
@@ -111,20 +110,22 @@ class Tokun:
     defaults: SamplingConfig = field(default_factory=SamplingConfig)
     tag_counts: TagCounts = field(default_factory=list)
     tasks: tuple[str, ...] = ()
-    """What it was trained on (see `vocabulary.TASKS`); empty: not known."""
+    """What it was trained on (see `vocabulary.TASKS`); empty: unknown."""
     card: str = ""
     """Its model card (README.md), in Markdown."""
     fit: str = ""
-    """How pictures were fitted to their grids in training (`cropping.FITS`); left empty, `cropping.usual_fit`."""
+    """How pictures were fitted to their grids in training (`cropping.FITS`); empty: `cropping.usual_fit`."""
     unrepeated_words: tuple[str, ...] = ()
-    """What training captions hardly ever have twice (`data.caption_words`), nor do texts written with `no_repeats`. An adapter keeps its base's."""
+    """Words that training captions hardly ever have twice (`data.caption_words`). Texts written with `no_repeats` never do. An adapter
+    keeps its base's."""
 
     def __post_init__(self) -> None:
         self.fit = self.fit or cropping.usual_fit(self.vocabulary.grids)
         v, rows = self.vocabulary, self.generator.get_input_embeddings().num_embeddings
         if self.image_tokenizer.codebook_size != v.codebook_size:
             raise UserError(
-                f"the image tokenizer has {self.image_tokenizer.codebook_size} codes, the vocabulary {v.codebook_size}: parts of two checkpoints"
+                f"the image tokenizer has {self.image_tokenizer.codebook_size} codes, the vocabulary {v.codebook_size}: "
+                "parts of two checkpoints"
             )
         if self.text_tokenizer.size != v.text_size:
             raise UserError(
@@ -156,8 +157,8 @@ class Tokun:
         return self
 
     def compile(self, wanted: bool = True) -> Tokun:
-        """Whether to sample in compiled steps on a CPU (`decoder.compile_steps`), which is so from the beginning where there is a C++ compiler.
-        They agree among themselves, not to the last with others."""
+        """Use compiled steps for sampling on a CPU (`decoder.compile_steps`), or not. By default they are used if there is a C++ compiler.
+        Compiled steps agree with one another; against uncompiled ones the last digits may differ."""
         decoder.compile_steps(self.generator, wanted)
         if self.base:
             decoder.sample_as(self.base.generator, self.generator)
@@ -171,12 +172,13 @@ class Tokun:
     # --- adapters ---------------------------------------------------------------------------------------------------
 
     def add_adapter(self, adapter: str | Path, name: str = "") -> str:
-        """Read an adapter (a folder, a training run's, or a Hub id) that was trained on this model, for `use_adapter`. Returns its name, the folder's
-        unless one is given. Raises FileNotFoundError or UserError for one that is not there, is broken or was trained on another base."""
+        """Read an adapter (a folder, a training run's, or a Hub id) that was trained on this model, for `use_adapter`. Returns its name,
+        which is the folder's unless one is given. Raises FileNotFoundError or UserError for one that is missing, is broken or was trained
+        on another base."""
         return adapters.add(self, adapters.read(adapter, name))
 
     def use_adapter(self, name: str | None) -> Tokun:
-        """Sample, caption and score with this adapter from now on, its own tags, frequencies and defaults among it; None: without any."""
+        """Sample, caption and score with this adapter from now on, including its tags, frequencies and defaults; None: without any."""
         adapters.use(self, name)
         return self
 
@@ -190,13 +192,18 @@ class Tokun:
 
     @with_sampling_options
     def sample(
-        self, seed: int = 42, n: int = 16, *, indices: Sequence[int] | None = None, watch: Watch | None = None, **options: Unpack[SamplingArguments]
-    ) -> list[Pair]:  # fmt: skip
+        self,
+        seed: int = 42,
+        n: int = 16,
+        *,
+        indices: Sequence[int] | None = None,
+        watch: Watch | None = None,
+        **options: Unpack[SamplingArguments],
+    ) -> list[Pair]:
         """Samples `indices` (default 0 … n-1) of `seed`.
 
-        What each option means stands in `config.SamplingOptions`; None is the checkpoint's default. `watch` is told after every choice
-        what the first sample of the batch has so far. Raises UserError for values outside their range, or what the checkpoint was not
-        trained on.
+        `config.SamplingOptions` explains each option; None is the checkpoint's default. `watch` is called after every choice with what the
+        first sample of the batch has so far. Raises UserError for values outside their range, or what the checkpoint was not trained on.
         """
         if indices is None and (not token_choice.is_whole(n) or n < 1):
             raise UserError(f"n is {n!r}; it must be an integer, at least 1")
@@ -228,7 +235,7 @@ class Tokun:
 
     @with_sampling_options
     def plan(self, **options: Unpack[SamplingArguments]) -> SamplingPlan:
-        """Raises UserError as `sample` does, TypeError for an option that there is not."""
+        """The options, checked and resolved. Raises UserError as `sample` does, TypeError for an unknown option."""
         asked, d = SamplingOptions(**options), self.defaults
         if not token_choice.is_whole(asked.batch_size) or asked.batch_size < 1:
             raise UserError(f"batch_size is {asked.batch_size!r}; it must be an integer, at least 1")
@@ -257,22 +264,30 @@ class Tokun:
         return plan.tags.draw_all(u[:, : latents.TAG_SLOTS].tolist(), plan.wanted)
 
     def text_choice(self, temperature: float | None = None, top_p: float | None = None, no_repeats: bool | None = None) -> sampling.Choice:
-        """How words are chosen; None means the checkpoint's default."""
+        """How words are chosen. None means the checkpoint's default."""
         d = self.defaults
         temperature, top_p = d.text_temperature if temperature is None else temperature, d.top_p if top_p is None else top_p
         return sampling.Choice(temperature, 0, top_p, d.no_repeats if no_repeats is None else no_repeats)
 
     def text_guidance(self, scale: float | None) -> float:
-        """None means the checkpoint's default. Raises UserError outside the range."""
+        """The scale of text guidance. None means the checkpoint's default. Raises UserError outside the range."""
         return require_scale("text_guidance_scale", self.defaults.text_guidance_scale if scale is None else scale)
 
     @torch.inference_mode()
     def pairs_from(
-        self, u: Tensor, seed: int, indices: Sequence[int], tags: Sequence[Tags], how: DecodingSettings, *, caption: list[int] | None = None,
-        forced: Tensor | None = None, watch: Watch | None = None,
-    ) -> tuple[list[Pair], list[float]]:  # fmt: skip
-        """One pair a row: codes and caption are read off the uniforms u float32 (B, slots.size). With `forced` int64 (B, slots.size),
-        ids that are given (see `sampling.generate`); the second result is what they cost in nats."""
+        self,
+        u: Tensor,
+        seed: int,
+        indices: Sequence[int],
+        tags: Sequence[Tags],
+        how: DecodingSettings,
+        *,
+        caption: list[int] | None = None,
+        forced: Tensor | None = None,
+        watch: Watch | None = None,
+    ) -> tuple[list[Pair], list[float]]:
+        """One pair for each row. Its codes and caption are chosen by the uniforms u float32 (B, slots.size). `forced` int64
+        (B, slots.size): given ids (see `sampling.generate`); the second result is their nats."""
         v, made = self.vocabulary, self.sequences_from(u, tags, how, caption=caption, forced=forced, watch=watch)
         parts = [sequences.unpack_pair(v, each[0]) for each in made]
         codes, captions = [own for own, _ in parts], [words for _, words in parts]
@@ -280,18 +295,26 @@ class Tokun:
         alone = self.caption_nll(tags, captions)
         given = [each[2] for each in made] if caption is None else self.caption_nll(tags, captions, codes)
         pairs = [
-            Pair(pictures[i], self.text_tokenizer.decode(captions[i]), seed, indices[i], tags[i], codes[i], captions[i],
-                 made[i][1], given[i], alone[i] - given[i], caption is not None)
+            Pair(
+                pictures[i], self.text_tokenizer.decode(captions[i]), seed, indices[i], tags[i], codes[i], captions[i],
+                made[i][1], given[i], alone[i] - given[i], caption is not None,
+            )
             for i in range(len(tags))
         ]  # fmt: skip
         return pairs, [each[3] for each in made]
 
     @torch.inference_mode()
     def sequences_from(
-        self, u: Tensor, tags: Sequence[Tags], how: DecodingSettings, *, caption: list[int] | None = None, forced: Tensor | None = None,
+        self,
+        u: Tensor,
+        tags: Sequence[Tags],
+        how: DecodingSettings,
+        *,
+        caption: list[int] | None = None,
+        forced: Tensor | None = None,
         watch: Watch | None = None,
-    ) -> list[tuple[list[int], float, float, float]]:  # fmt: skip
-        """(ids, nats of the codes, of the text, of what was given) of each row of `pairs_from`."""
+    ) -> list[tuple[list[int], float, float, float]]:
+        """(ids, nats of the codes, of the text, of the given ids) of each row of `pairs_from`."""
         v = self.vocabulary
         prompts = [sequences.image_prompt(v, t, caption) for t in tags]
         bare = [sequences.unconditional_image_prompt(v, t.grid) for t in tags]
@@ -300,58 +323,71 @@ class Tokun:
         for width in sorted({len(p) for p in prompts}):
             rows = [i for i, p in enumerate(prompts) if len(p) == width]
             out = self.generate(
-                [prompts[i] for i in rows], u[rows], how if caption is None else replace(how, text_guidance_scale=1.0),
-                unconditional_image=[bare[i] for i in rows], unconditional_text=[sequences.prefix(v, tags[i]) for i in rows],
-                forced=None if forced is None else forced[rows], watch=self._telling(watch, width) if watch is not None and rows[0] == 0 else None,
-            )  # fmt: skip
+                [prompts[i] for i in rows],
+                u[rows],
+                how if caption is None else replace(how, text_guidance_scale=1.0),
+                unconditional_image=[bare[i] for i in rows],
+                unconditional_text=[sequences.prefix(v, tags[i]) for i in rows],
+                forced=None if forced is None else forced[rows],
+                watch=self._reporting(watch, width) if watch is not None and rows[0] == 0 else None,
+            )
             for j, i in enumerate(rows):
                 made[i] = (out.ids[j].tolist(), float(out.image_nll[j]), float(out.text_nll[j]), float(out.forced_nll[j]))
         return [made[i] for i in range(len(tags))]
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], u: Tensor, how: DecodingSettings, *, unconditional_image: Sequence[Sequence[int]] | None = None,
-        unconditional_text: Sequence[Sequence[int]] | None = None, forced: Tensor | None = None, watch: Callable[[Tensor], None] | None = None,
-    ) -> sampling.Generated:  # fmt: skip
-        """`sampling.generate` by this model, for prompts (and their unconditional ones) of one length: pairs, captions, answers, never a question."""
+        self,
+        prompts: Sequence[Sequence[int]],
+        u: Tensor,
+        how: DecodingSettings,
+        *,
+        unconditional_image: Sequence[Sequence[int]] | None = None,
+        unconditional_text: Sequence[Sequence[int]] | None = None,
+        forced: Tensor | None = None,
+        watch: Callable[[Tensor], None] | None = None,
+    ) -> sampling.Generated:
+        """`sampling.generate` by this model, for prompts (and their unconditional ones) of one length: pairs, captions, answers, never a
+        question."""
 
         def on_device(rows: Sequence[Sequence[int]] | None) -> Tensor | None:
             return None if rows is None else torch.tensor(rows, device=self.device)
 
-        never, never_first = self.forbidden_text
-        pieces: dict[str, Any] = (
-            {"word_starts": self._word_starts, "marks": self._marks, "unrepeated": self._unrepeated} if how.text.no_repeats else {}
-        )
         return sampling.generate(
-            self.generator, self.vocabulary, torch.tensor(prompts, device=self.device), u.to(self.device), self.slots,
-            image=how.image, text=how.text, guidance_scale=how.guidance_scale, unconditional_image=on_device(unconditional_image),
-            text_guidance_scale=how.text_guidance_scale, unconditional_text=on_device(unconditional_text),
-            forbid=(*sequences.other_tasks(self.vocabulary), *never), forbid_first=never_first, **pieces,
-            forced=None if forced is None else forced.to(self.device), watch=watch,
-        )  # fmt: skip
+            self.generator,
+            sampling.Rules(self.vocabulary, self.slots, how, self.constraints),
+            torch.tensor(prompts, device=self.device),
+            u.to(self.device),
+            unconditional_image=on_device(unconditional_image),
+            unconditional_text=on_device(unconditional_text),
+            forced=None if forced is None else forced.to(self.device),
+            watch=watch,
+        )
 
-    def _telling(self, watch: Watch, width: int) -> Callable[[Tensor], None]:
+    def _reporting(self, watch: Watch, width: int) -> Callable[[Tensor], None]:
         """A function that passes the first row's codes and words, after a prompt of `width` ids, to `watch`."""
         v = self.vocabulary
 
-        def tell(ids: Tensor) -> None:
+        def report(ids: Tensor) -> None:
             row = ids[0, width:].tolist()
             watch([v.codes_of_ids(i) for i in row if v.is_code(i)], [i for i in row if i < v.text_size])
 
-        return tell
+        return report
 
     def wanted_tags(self, style: str = "", subject: str = "", register: str = "", *, thing: str = "", aspect: str = "") -> Tags:
-        """Raises UserError, with what there is, for a tag that the model does not know."""
+        """The requested tags. Raises UserError, with the known ones, for a tag that the model does not know."""
         wanted = Tags(tag_word(style), tag_word(subject), tag_word(register), grid_of(aspect, self.vocabulary), tag_word(thing))
         for name in wanted.names():
             self.vocabulary.id(name)
         return wanted
 
     def choose_tags(self, u: Tensor, wanted: Tags, caption: Sequence[int] | None = None) -> list[Tags]:
-        """Fill the tags that are not asked for from the training frequencies, by the tag slots of u (B, at least TAG_SLOTS): see `tags.Frequencies`."""
+        """Draw the tags that are not requested from the training frequencies, by the tag slots of u (B, at least TAG_SLOTS): see
+        `tags.Frequencies`."""
         return self.frequencies(wanted, caption).draw_all(u[:, : latents.TAG_SLOTS].tolist(), wanted)
 
     def frequencies(self, wanted: Tags, caption: Sequence[int] | None = None) -> Frequencies:
-        """How often tags stand together in training; with a caption (text ids), times how well subject and thing fit it: see `prompt_tags`."""
+        """How often tags occur together in training; with a caption (text ids), times how well subject and thing fit it: see
+        `prompt_tags`."""
         if caption is not None and self.base and not any(row[1] for row in self.tag_counts):  # an adapter's pictures had no subjects
             counts = Frequencies(with_subjects_of(self.tag_counts, self.base.tag_counts), self.vocabulary)
             return counts.given(prompt_tags.likelihoods(self, caption, wanted, counts))
@@ -360,7 +396,7 @@ class Tokun:
             found = self._frequencies = Frequencies(self.tag_counts, self.vocabulary)
         return found if caption is None else found.given(prompt_tags.likelihoods(self, caption, wanted, found))
 
-    # --- the other directions, each described where it is written -----------------------------------------------------
+    # --- conditional generation, and files ----------------------------------------------------------------------------
 
     caption = conditional_generation.caption
     ask = conditional_generation.ask
@@ -419,7 +455,7 @@ class Tokun:
 
     @property
     def styles(self) -> tuple[str, ...]:
-        """The style tags that it knows; `subjects`, `things` and `registers` likewise."""
+        """The style tags that the model knows; `subjects`, `things` and `registers` likewise."""
         return self.vocabulary.styles
 
     @property
@@ -435,25 +471,9 @@ class Tokun:
         return self.vocabulary.registers
 
     @cached_property
-    def forbidden_text(self) -> tuple[list[int], list[int]]:
-        """Text ids that are never sampled, and those that may not begin a caption."""
-        return forbidden_text_of(self.text_tokenizer, self.vocabulary)
-
-    @cached_property
-    def _word_starts(self) -> list[int]:
-        return text_token_classes.word_starts(self._after_a_letter)
-
-    @cached_property
-    def _marks(self) -> list[int]:
-        return text_token_classes.marks(self._after_a_letter)
-
-    @cached_property
-    def _unrepeated(self) -> list[list[int]]:
-        return text_token_classes.ids_of_words(self._after_a_letter, self.unrepeated_words)
-
-    @cached_property
-    def _after_a_letter(self) -> dict[int, str]:
-        return text_token_classes.after_a_letter(self.text_tokenizer, self.vocabulary)
+    def constraints(self) -> token_choice.Constraints:
+        """Text ids that are never sampled, may not begin a caption, or repeat a word."""
+        return text_token_classes.constraints_of(self.text_tokenizer, self.vocabulary, self.unrepeated_words)
 
     def encode_text(self, text: str) -> list[int]:
         """Ids of a caption. Raises UserError when it is longer than the model's text spans, or no text."""
@@ -467,9 +487,10 @@ class Tokun:
         return ids
 
     def decode_images(self, codes: Tensor | Sequence[Sequence[int]], grids: Sequence[tuple[int, int]] | None = None) -> list[Image.Image]:
-        """Codes int64 (B, N), or a list for each picture, of these grids (None: all of the default one) -> pictures, each of its grid's shape.
+        """Codes int64 (B, N), or a list for each picture, of these grids (None: all of the default one) -> pictures in their grids' shapes.
 
-        On a CPU each is decoded alone: on some processors the kernels round differently for other batch sizes, and a picture is not to depend on its batch.
+        On a CPU each is decoded alone: on some processors the kernels round differently for other batch sizes, and a picture must not
+        depend on its batch.
         """
         shapes = [self.vocabulary.default_grid] * len(codes) if grids is None else list(grids)
         assert len(shapes) == len(codes), f"{len(codes)} pictures, {len(shapes)} grids"
@@ -485,7 +506,7 @@ class Tokun:
     # --- files ------------------------------------------------------------------------------------------------------
 
     def save(self, directory: str | Path, *, dtype: torch.dtype = torch.float32, card: str = "") -> None:
-        """Write a checkpoint folder (design: safetensors, tokenizer.json, vocabulary.json …). The caller renames it."""
+        """Write a checkpoint folder (safetensors, tokenizer.json, vocabulary.json …). The caller renames it."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         v = self.vocabulary
@@ -512,9 +533,13 @@ class Tokun:
 
     @staticmethod
     def from_pretrained(
-        checkpoint: str | Path | None = None, *, device: str | None = None, dtype: torch.dtype = torch.float32, compile: bool | None = None,
+        checkpoint: str | Path | None = None,
+        *,
+        device: str | None = None,
+        dtype: torch.dtype = torch.float32,
+        compile: bool | None = None,
         adapter: str | Path | Sequence[str | Path] | None = None,
-    ) -> Tokun:  # fmt: skip
+    ) -> Tokun:
         """`load`, by the name that users of Hugging Face libraries expect."""
         load = import_module("tokun.inference.load").load  # which imports this module
         return load(checkpoint, device=device, dtype=dtype, compile=compile, adapter=adapter)

@@ -1,4 +1,4 @@
-"""The README.md of a checkpoint: its training data, recipe and measured figures, from the run's record; or what it changes in the model it is built on."""
+"""The README.md of a checkpoint: training data, recipe and measured figures, from the run's record, or its changes to its base model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ OWN_ID = "PATH-OR-ID"  # placeholder for the model's own name in a card; pushing
 def model_card(
     config: Config, record: dict[str, Any], *, about: str = "", data: str = "", limits: str = "", recipe: str = "", table: str = ""
 ) -> str:
-    """Markdown with the Hub's front matter. `record` is training.json; `table`: the figures of tokun.evaluate; the other texts are written by people."""
+    """Markdown with the Hub's front matter. `record` is training.json; `table`: the figures of tokun.evaluate; the other texts are written
+    by people."""
     m, g, t = config.image_tokenizer, config.generator, config.train
     side = m.image_size // m.downsample
     grids = config.data.grids
@@ -30,7 +31,7 @@ def model_card(
     )
     figures = record["image_tokenizer"]
     held_out = "held-out " if config.data.val else "training "
-    # of a checkpoint without its run's record: the table says them
+    # without its run's record a checkpoint's figures are in `table`
     rows = (
         [
             (f"image tokenizer, {held_out}PSNR", f"{figures['psnr']:.2f} dB"),
@@ -63,6 +64,17 @@ def model_card(
         if g.pretrained
         else "on the data above and nothing else"
     )
+    kept = f"; that of {start}, as it was" if start else ""
+    image_tokenizer = f"convolutional VQ-VAE, {'grayscale' if m.image_channels == 1 else 'RGB'}, {shapes}"
+    codebook = f"a codebook of {m.codebook_size} ({m.quantizer}){kept}"
+    network = f"started from {public(g.pretrained)}" if g.pretrained else f"Qwen3, {g.num_layers} layers of width {g.hidden_size}"
+    generator = f"{f'went on from {start}, ' if start else ''}{network}, {record['parameters'] / 1e6:.1f}M parameters, dropout {g.dropout}"
+    optimizer = "Muon and AdamW" if t.optimizer == "muon" else "AdamW"
+    schedule = f"{optimizer}, peak learning rate {t.lr:g}{held}, weight decay {t.weight_decay}, EMA {t.ema_decay}"
+    tasks = ", ".join(f"{k} {v:g}" for k, v in t.task_mix.items())
+    dropped = f"tag dropout {t.tag_dropout}{f', word dropout {t.word_dropout}' if t.word_dropout else ''}"
+    aligned = f"- Aligned with SqueezeNet's features of the pictures, weight {t.align_weight:g}.\n" if t.align_weight else ""
+    more = f"{aligned}{f'- {recipe}{chr(10)}' if recipe else ''}"
     tags = ["tokun", "vq-vae", "autoregressive", "image-captioning", *filter(None, [config.data.style])]
     return f"""---
 library_name: tokun{licence}
@@ -85,11 +97,11 @@ image, caption = tokun.load("{OWN_ID}")(seed=42)
 
 ## Recipe
 
-- Image tokenizer: convolutional VQ-VAE, {"grayscale" if m.image_channels == 1 else "RGB"}, {shapes}, a codebook of {m.codebook_size} ({m.quantizer}){f"; that of {start}, as it was" if start else ""}.
-- Generator: {f"went on from {start}, " if start else ""}{f"started from {public(g.pretrained)}" if g.pretrained else f"Qwen3, {g.num_layers} layers of width {g.hidden_size}"}, {record["parameters"] / 1e6:.1f}M parameters, dropout {g.dropout}.
-- {record["steps"]:,} steps of {t.batch_size} sequences, {"Muon and AdamW" if t.optimizer == "muon" else "AdamW"}, peak learning rate {t.lr:g}{held}, weight decay {t.weight_decay}, EMA {t.ema_decay}, {spent}.
-- Tasks: {", ".join(f"{k} {v:g}" for k, v in t.task_mix.items())}; tag dropout {t.tag_dropout}{f", word dropout {t.word_dropout}" if t.word_dropout else ""}.
-{f"- Aligned with SqueezeNet's features of the pictures, weight {t.align_weight:g}.{chr(10)}" if t.align_weight else ""}{f"- {recipe}{chr(10)}" if recipe else ""}{measured}
+- Image tokenizer: {image_tokenizer}, {codebook}.
+- Generator: {generator}.
+- {record["steps"]:,} steps of {t.batch_size} sequences, {schedule}, {spent}.
+- Tasks: {tasks}; {dropped}.
+{more}{measured}
 ## Limits
 
 {limits or f"Trained for one purpose, {known}: it knows no other styles or words, and it repeats its data's bias."}
@@ -97,10 +109,10 @@ image, caption = tokun.load("{OWN_ID}")(seed=42)
 
 
 def built_on(base: str, base_card: str, *, name: str, about: str, own: str = "", front: Sequence[str] = ()) -> str:
-    """The card of a model that is the model `base` (a folder, a Hub id, "bundled") and a change, such as a merged adapter.
+    """The card of a model made from `base` (a folder, a Hub id, "bundled") by a change, such as a merged adapter.
 
-    `name`: its title; `about`: what it is; `own`: sections of Markdown about the change, with its figures; `front`: lines of the front matter. The
-    base's card follows under one heading that says whose it is: its figures were measured before the change.
+    `name`: its title; `about`: what it is; `own`: sections of Markdown about the change, with its figures; `front`: lines of the front
+    matter. The base's card follows under a heading that names the base: its figures were measured before the change.
     """
     base = public(base)
     known = title(base_card) or base
@@ -121,7 +133,7 @@ def built_on(base: str, base_card: str, *, name: str, about: str, own: str = "",
 
 
 def changed_card(config: Config, base_card: str, *, about: str, own: str = "") -> str:
-    """The card of the run's `start` after a training of all its weights on something else than pictures: preferences, rewards, words."""
+    """The card of a run that trained all weights of its `start` on something other than pictures: preferences, rewards, words."""
     known = title(base_card) or public(config.start)
     licence = [yaml_line({"license": config.card.license})] if config.card.license else []
     return built_on(
@@ -131,7 +143,8 @@ def changed_card(config: Config, base_card: str, *, about: str, own: str = "") -
 
 
 def merged_card(base: str, base_card: str, adapter: str, adapter_card: str, described: str) -> str:
-    """The card of `base` with the adapter of that name merged into its weights. `described`: the adapter in a line (`adapters.described`)."""
+    """The card of `base` with the adapter of that name merged into its weights. `described`: the adapter in one line
+    (`adapters.described`)."""
     own = without_base(adapter_card)
     intro = next((text for part in body(own).split("\n\n") if (text := part.strip()) and not text.startswith(("#", "```"))), "")
     trained = intro.partition(" It changes the base ")[0].rstrip() or "The adapter has no card: what it was trained on is not recorded."
@@ -151,17 +164,18 @@ def body(card: str) -> str:
 
 
 def _demoted(text: str) -> str:
-    """Markdown whose headings are one level lower; lines of code stay."""
+    """The Markdown with its headings one level lower; lines of code are unchanged."""
     parts = re.split(r"(^```.*?^```)", text, flags=re.MULTILINE | re.DOTALL)
     return "".join(part if part.startswith("```") else re.sub(r"^(#{1,5} )", r"#\1", part, flags=re.MULTILINE) for part in parts)
 
 
 def yaml_line(value: Any) -> str:
-    """A value as YAML, in one line and quoted where YAML would take it for something else."""
+    """A value as YAML, in one line, and quoted if YAML would read it as something else."""
     return yaml.safe_dump(value, default_flow_style=isinstance(value, list), allow_unicode=True, width=2**20).strip()
 
 
 def public(path: str) -> str:
-    """A path or pattern for others to read: of an absolute path the last two parts at most, without the home folder that it may begin with."""
+    """A path or pattern for others to read: at most the last two parts of an absolute path, without the home folder that it may begin
+    with."""
     parts = ((part, Path(part).parts[3 if part.startswith("/") else 1 :]) for part in path.split(","))
     return ",".join("/".join(below[-2:]) or Path(part).name if part.startswith(("/", "~")) else part for part, below in parts)

@@ -1,8 +1,8 @@
 // A Qwen3's step on a CPU, and the choice of the next id, in one program. Built and called by native.py, which documents the arguments.
 //
 // Rows are never mixed and each sum has a fixed order, so a row's bits do not depend on the other rows or on the number of threads:
-// oneDNN's small products (through torch's brgemm), which use the processor's matrix or vector units, sum over k in the same order for every
-// number of rows. Sums, norms and everything between the products are float32 in every dtype.
+// oneDNN's small products (through torch's brgemm), which use the processor's matrix or vector units, sum over k in the same order for
+// every number of rows. Sums, norms and everything between the products are float32 in every dtype.
 
 #ifdef TOKUN_BRGEMM
 #include <ATen/native/CPUBlas.h>
@@ -42,7 +42,9 @@ std::pair<int, int> team() {  // this thread's number, and the number of threads
 #endif
 }
 
-struct Matrix {  // x (rows, k) -> x W^T (rows, n). Blocks of `block` of the n: [n / block][k][block], in bfloat16 [n / block][k / 2][block][2]; zeros after n
+// x (rows, k) -> x W^T (rows, n). Blocks of `block` of the n: [n / block][k][block], in bfloat16 [n / block][k / 2][block][2]; zeros after
+// n.
+struct Matrix {
   const void* weight;
   int64_t n, k, block;
 };
@@ -60,7 +62,8 @@ struct Model {
 };
 
 struct Rows {  // the sequences of a stream
-  int64_t count, length, place, capacity, all;  // `length` ids each, from position `place`; `all` rows in the caches, of `capacity` positions
+  // `length` ids each, from position `place`; `all` rows in the caches, of `capacity` positions
+  int64_t count, length, place, capacity, all;
   const int64_t* ids;                           // (count, length)
   const int64_t* starts;                        // (count,) first visible position of each row
   const int64_t* index;                         // (count,) its row in the caches
@@ -90,7 +93,8 @@ template <> inline bf16 rounded<bf16>(float x) {  // to the nearest, ties to eve
   return bf16(uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16), bf16::from_bits());
 }
 
-// e^x with an error of at most 2e-7 for x <= 0, by 2^n and a polynomial; 0 below -87. Written so that the compiler can vectorise loops over it.
+// e^x with an error of at most 2e-7 for x <= 0, by 2^n and a polynomial; 0 below -87. Written so that the compiler can vectorise loops
+// over it.
 inline float power_of_e(float x) {
   const float low = x < -87.0f ? -87.0f : x;
   const float shifted = low * 1.44269504f + 12582912.0f;  // rounds to a whole number in the low bits
@@ -201,8 +205,9 @@ inline v16 add(v16 sum, const bf16* x, const bf16* q) {
 }
 #endif
 
-// Layout of a key (width,) and a value at position p: keys in blocks of positions, [positions / PLACES][width][PLACES], values [positions][width];
-// in bfloat16 pairs of dimensions or of positions are adjacent, [positions / PLACES][width / 2][PLACES][2] and [positions / 2][width][2].
+// Layout of a key (width,) and a value at position p: keys in blocks of positions, [positions / PLACES][width][PLACES], values
+// [positions][width]; in bfloat16 pairs of dimensions or of positions are adjacent,
+// [positions / PLACES][width / 2][PLACES][2] and [positions / 2][width][2].
 template <class T> int64_t at_key(int64_t p, int64_t i, int64_t width) {
   constexpr int64_t S = TOGETHER<T>;
   return p / PLACES * PLACES * width + (i / S * PLACES + p % PLACES) * S + i % S;
@@ -223,7 +228,8 @@ template <int G, int N, class T> void look(const T* q, const T* block, int64_t w
 }
 
 // The means of 16 N dimensions of the values, weighted by the shares (G, room) -> out (G, width).
-template <int G, int N, class T> void mix(const T* shares, const T* values, int64_t count, int64_t width, int64_t room, const float* totals, T* out) {
+template <int G, int N, class T>
+void mix(const T* shares, const T* values, int64_t count, int64_t width, int64_t room, const float* totals, T* out) {
   v16 sums[G][N] = {};
   for (int64_t p = 0; p < count; p += TOGETHER<T>)
     for (int i = 0; i < N; ++i)
@@ -236,9 +242,11 @@ template <int G, int N, class T> void mix(const T* shares, const T* values, int6
   }
 }
 
-// G queries (G, width) over the positions start … end of their row's keys and values -> out (G, width). scores, shares: buffers of (G, room) each.
+// G queries (G, width) over the positions start … end of their row's keys and values -> out (G, width). scores, shares: buffers of
+// (G, room) each.
 template <int G, class T>
-void attend(const T* q, const T* keys, const T* values, int64_t start, int64_t end, int64_t width, int64_t room, float* scores, T* shares, T* out) {
+void attend(const T* q, const T* keys, const T* values, int64_t start, int64_t end, int64_t width, int64_t room, float* scores, T* shares,
+            T* out) {
   const int64_t first = start / PLACES * PLACES, count = end - first;
   for (int64_t p = first; p < end; p += PLACES) {
     const T* block = keys + p * width;
@@ -278,7 +286,8 @@ void attend(const T* q, const T* keys, const T* values, int64_t start, int64_t e
 }
 
 template <class T> void step(const Model& m, const Rows& rows, float* hidden, int threads) {
-  const int64_t n = rows.count * rows.length, D = m.size, W = m.width, H = m.heads, K = m.kv_heads, wide = (H + 2 * K) * W, group = wide / K, S = TOGETHER<T>;
+  const int64_t n = rows.count * rows.length, D = m.size, W = m.width, H = m.heads, K = m.kv_heads;
+  const int64_t wide = (H + 2 * K) * W, group = wide / K, S = TOGETHER<T>;
   const int64_t room = (rows.capacity + PLACES) / PLACES * PLACES, half = W / 2;
   const bool alone = n <= CHUNK;  // each thread norms all rows itself, instead of waiting for the others
   static thread_local std::vector<float> floats;
@@ -295,7 +304,8 @@ template <class T> void step(const Model& m, const Rows& rows, float* hidden, in
     static thread_local std::vector<float> own;
     int64_t widest = 0;
     for (int64_t l = 0; l < m.layers; ++l)
-      for (const Matrix* part : {&m.layer[l].qkv, &m.layer[l].out, &m.layer[l].gate_up, &m.layer[l].down}) widest = std::max(widest, part->block);
+      for (const Matrix* part : {&m.layer[l].qkv, &m.layer[l].out, &m.layer[l].gate_up, &m.layer[l].down})
+        widest = std::max(widest, part->block);
     own.resize(CHUNK * widest + 2 * room);
     static thread_local std::vector<T> turns;
     turns.resize(2 * room + H / K * W);
@@ -322,7 +332,9 @@ template <class T> void step(const Model& m, const Rows& rows, float* hidden, in
     for (int64_t l = 0; l < m.layers; ++l) {
       const Layer& layer = m.layer[l];
       norm_all();
-      product(h, n, layer.qkv, me, count, c, [&](int64_t r, int64_t from, int64_t some, const float* values) { std::memcpy(qkv + r * wide + from, values, some * sizeof(float)); });
+      product(h, n, layer.qkv, me, count, c, [&](int64_t r, int64_t from, int64_t some, const float* values) {
+        std::memcpy(qkv + r * wide + from, values, some * sizeof(float));
+      });
       if (K % count != 0 || group % layer.qkv.block != 0) {  // otherwise each thread only reads what it computed itself
 #pragma omp barrier
       }
@@ -344,11 +356,14 @@ template <class T> void step(const Model& m, const Rows& rows, float* hidden, in
         for (int64_t t = 0; t < rows.length; ++t) {
           const int64_t p = rows.place + t, r = row * rows.length + t, first = g * (H / K), last = first + H / K, start = rows.starts[row];
           for (int64_t head = first; head < last; ++head)
-            turn(qkv + r * wide + g * group + (head - first) * W, layer.qk_norm + head * W, rows.cos + p * half, rows.sin + p * half, W, m.eps, turned + (head - first) * W);
+            turn(qkv + r * wide + g * group + (head - first) * W, layer.qk_norm + head * W, rows.cos + p * half, rows.sin + p * half, W,
+                 m.eps, turned + (head - first) * W);
           int64_t head = first;  // queries that share their keys are computed together
           T* to = seen + r * H * W;
-          for (; head + 2 <= last; head += 2) attend<2>(turned + (head - first) * W, keys, values, start, p + 1, W, room, scores, shares, to + head * W);
-          for (; head < last; ++head) attend<1>(turned + (head - first) * W, keys, values, start, p + 1, W, room, scores, shares, to + head * W);
+          for (; head + 2 <= last; head += 2)
+            attend<2>(turned + (head - first) * W, keys, values, start, p + 1, W, room, scores, shares, to + head * W);
+          for (; head < last; ++head)
+            attend<1>(turned + (head - first) * W, keys, values, start, p + 1, W, room, scores, shares, to + head * W);
         }
       }
 #pragma omp barrier
@@ -365,7 +380,8 @@ template <class T> void step(const Model& m, const Rows& rows, float* hidden, in
       product(act, n, layer.down, me, count, c, add);
 #pragma omp barrier
     }
-    for (int64_t r = me * rows.count / count; r < (me + 1) * rows.count / count; ++r) norm(x + ((r + 1) * rows.length - 1) * D, hidden + r * D, D, m.eps);
+    for (int64_t r = me * rows.count / count; r < (me + 1) * rows.count / count; ++r)
+      norm(x + ((r + 1) * rows.length - 1) * D, hidden + r * D, D, m.eps);
     release(m.is_half);
   }
 }
@@ -381,7 +397,9 @@ template <class T> void head(const Matrix& m, const float* hidden, int64_t n, fl
     const int me = of.first, count = of.second;
     static thread_local std::vector<float> own;
     own.resize(CHUNK * m.block);
-    product(h, n, m, me, count, own.data(), [&](int64_t r, int64_t from, int64_t some, const float* values) { std::memcpy(logits + r * m.n + from, values, some * sizeof(float)); });
+    product(h, n, m, me, count, own.data(), [&](int64_t r, int64_t from, int64_t some, const float* values) {
+      std::memcpy(logits + r * m.n + from, values, some * sizeof(float));
+    });
     release(std::is_same_v<T, bf16>);
   }
 }
@@ -405,8 +423,8 @@ template <class Weight> double sum_above(const float* x, int64_t count, float lo
 
 double sum(const float* x, int64_t count) { return sum_above(x, count, 0, itself); }
 
-// The least float low such that the numbers of x (count,) above it, weighted by weight(number), sum to less than `wanted`: bisection over floats by
-// their integer representation. x is in [0, 1]; y (count,) is a buffer.
+// The least float low such that the numbers of x (count,) above it, weighted by weight(number), sum to less than `wanted`: bisection over
+// floats by their integer representation. x is in [0, 1]; y (count,) is a buffer.
 template <class Weight> float least(const float* x, int64_t count, double wanted, float* y, Weight&& weight) {
   constexpr int32_t FEW = 1 << 22;  // from this distance on few numbers are left between the two, and only these are examined
   int32_t low = -1, top = __builtin_bit_cast(int32_t, 1.0f);
@@ -538,11 +556,14 @@ int tokun_has_half() {
 
 void tokun_step(const Model* model, const Rows* rows, float* hidden, int threads) { advance(*model, *rows, hidden, threads); }
 
-void tokun_head(const Matrix* matrix, int is_half, const float* hidden, int64_t n, float* logits, int threads) { look_up(*matrix, is_half, hidden, n, logits, threads); }
+void tokun_head(const Matrix* matrix, int is_half, const float* hidden, int64_t n, float* logits, int threads) {
+  look_up(*matrix, is_half, hidden, n, logits, threads);
+}
 
-// Repeatedly: an id for each row from its hidden state (rows, size), and the step that follows; the head's first id is `offset`. u, chosen (rows, n);
-// found (rows,): the sum of the nats.
-void tokun_draw(const Model* model, const Rows* rows, const Matrix* matrix, float* hidden, int64_t n, const float* u, float temperature, int64_t top_k, double top_p, int64_t offset, int64_t* chosen, double* found, int threads) {
+// Repeatedly: an id for each row from its hidden state (rows, size), and the step that follows; the head's first id is `offset`.
+// u, chosen (rows, n); found (rows,): the sum of the nats.
+void tokun_draw(const Model* model, const Rows* rows, const Matrix* matrix, float* hidden, int64_t n, const float* u, float temperature,
+                int64_t top_k, double top_p, int64_t offset, int64_t* chosen, double* found, int threads) {
   const int64_t count = rows->count, V = matrix->n;
   std::vector<float> logits(count * V);
   std::vector<int64_t> ids(count);
@@ -591,14 +612,16 @@ int64_t tokun_write(const Model* model, const Rows* rows, const Matrix* matrix, 
     }
     std::erase_if(alive, [&](int64_t r) { return w.states[r] == w.end; });
     at.count = alive.size();
-    for (int64_t a = 0; a < at.count; ++a) ids[a] = w.chosen[alive[a] * w.most + i], starts[a] = rows->starts[alive[a]], index[a] = rows->index[alive[a]];
+    for (int64_t a = 0; a < at.count; ++a)
+      ids[a] = w.chosen[alive[a] * w.most + i], starts[a] = rows->starts[alive[a]], index[a] = rows->index[alive[a]];
     if (at.count) advance(*model, at, last.data(), threads);
   }
   return i;
 }
 
 // logits (n, count); row r may choose ids with legal[r * count …] (null: all).
-void tokun_choose(const float* logits, const bool* legal, int64_t n, int64_t count, const float* u, float temperature, int64_t top_k, double top_p, int64_t* chosen, int threads) {
+void tokun_choose(const float* logits, const bool* legal, int64_t n, int64_t count, const float* u, float temperature, int64_t top_k,
+                  double top_p, int64_t* chosen, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t r = 0; r < n; ++r)
     chosen[r] = choose(logits + r * count, legal ? legal + r * count : nullptr, count, u[r], temperature, top_k, top_p, room(count));

@@ -1,13 +1,14 @@
-"""A decoder's step and the choice of the next id as one C++ program (native.cpp), for CPUs. Knows ids and weights, nothing of spans.
+"""A decoder's step and the choice of the next id as one C++ program (native.cpp), for CPUs. Knows ids and weights, not spans.
 
     program()                              the program; RuntimeError if it cannot be built
     Weights(model)                         the matrices of a Qwen3, packed for it
     step(weights, ...), head(...)          ids -> hidden (rows, size) float32 -> logits (rows, ids of a part) float32
     choose(logits, legal, u, choice), nats(logits, legal, ids)     as in `token_choice`
 
-It is built once per machine, by the C++ compiler (g++, clang++ or CXX) against torch's headers, in a few seconds, and stored in the user's cache.
-On processors with AVX-512 or AMX, matrix products use oneDNN through torch (`brgemm`); elsewhere plain loops. bfloat16 weights stay bfloat16 if the
-processor can multiply them; otherwise they are converted to float32. Everything between the products is float32.
+It is built once per machine, by the C++ compiler (g++, clang++ or CXX) against torch's headers, in a few seconds, and stored in the
+user's cache. On processors with AVX-512 or AMX, matrix products use oneDNN through torch (`brgemm`); elsewhere they are plain loops.
+bfloat16 weights stay bfloat16 if the processor can multiply them; otherwise they are converted to float32. Everything between the
+products is float32.
 """
 
 from __future__ import annotations
@@ -85,8 +86,8 @@ def build(flags: Sequence[str]) -> Path:
     if name is None:
         raise RuntimeError("there is no C++ compiler (g++, clang++) on this machine")
     home = Path(torch.__file__).parent
-    told = (SOURCE.read_text(), torch.__version__, str(home), *flags, name, _processor())
-    path = _cache() / f"native-{hashlib.sha256(chr(0).join(told).encode()).hexdigest()[:16]}.so"
+    inputs = (SOURCE.read_text(), torch.__version__, str(home), *flags, name, _processor())
+    path = _cache() / f"native-{hashlib.sha256(chr(0).join(inputs).encode()).hexdigest()[:16]}.so"
     if path.exists() and path.stat().st_size:  # it is empty if the machine crashed after the rename
         return path
     print(f"building {SOURCE.name}, once per machine: takes some seconds", file=sys.stderr, flush=True)
@@ -95,8 +96,9 @@ def build(flags: Sequence[str]) -> Path:
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             made = Path(folder) / path.name
             command = [
-                name, *flags, "-shared", "-fPIC", f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}", f"-I{home / 'include'}",
-                str(SOURCE), "-o", str(made), f"-L{home / 'lib'}", "-ltorch_cpu", "-lc10", f"-Wl,-rpath,{home / 'lib'}",
+                name, *flags, "-shared", "-fPIC", f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}",
+                f"-I{home / 'include'}", str(SOURCE), "-o", str(made),
+                f"-L{home / 'lib'}", "-ltorch_cpu", "-lc10", f"-Wl,-rpath,{home / 'lib'}",
             ]  # fmt: skip
             ended = subprocess.run(command, capture_output=True, text=True)
             if ended.returncode:
@@ -110,9 +112,9 @@ def build(flags: Sequence[str]) -> Path:
 
 
 def _processor() -> str:
-    """Its instruction sets, for the cache key: machines of several kinds may share a home folder."""
-    told = Path("/proc/cpuinfo")
-    lines = told.read_text().splitlines() if told.exists() else []
+    """The processor's instruction sets, for the cache key: machines of several kinds may share a home folder."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor()) + platform.machine()
 
 
@@ -158,9 +160,12 @@ class _Rows(ctypes.Structure):
 class _Words(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("most", "size", "slots", "ids", "end")),
-        ("temperature", ctypes.c_float), ("top_k", ctypes.c_int64), ("top_p", ctypes.c_double),
-        *((name, ctypes.c_void_p) for name in ("allowed", "ruled", "in_text", "following", "limit", "first", "u", "states", "lengths", "chosen", "found")),
-    ]  # fmt: skip
+        ("temperature", ctypes.c_float),
+        ("top_k", ctypes.c_int64),
+        ("top_p", ctypes.c_double),
+        *((name, ctypes.c_void_p) for name in ("allowed", "ruled", "in_text", "following", "limit", "first", "u", "states", "lengths")),
+        *((name, ctypes.c_void_p) for name in ("chosen", "found")),
+    ]
 
 
 def _load(path: Path) -> ctypes.CDLL:
@@ -216,11 +221,12 @@ class PackedMatrix:
             self.weight = blocks.view(len(blocks), self.block, k // 2, 2).transpose(1, 2).contiguous()
         else:
             self.weight = blocks.transpose(1, 2).contiguous()
-        self.told = _Matrix(self.weight.data_ptr(), n, k, self.block)
+        self.struct = _Matrix(self.weight.data_ptr(), n, k, self.block)
 
 
 class Weights:
-    """The weights of a Qwen3 in the program's layout. `layers`: (query, key and value; out; gate and up; down; weights of the heads' norms) of each."""
+    """The weights of a Qwen3 in the program's layout. `layers`: (query, key and value; out; gate and up; down; weights of the heads' norms)
+    of each."""
 
     def __init__(self, config: Any, layers: Iterable[tuple[Tensor, ...]], embedding: Tensor, head: Tensor):
         sizes = config.hidden_size, config.num_attention_heads * config.head_dim, config.intermediate_size
@@ -234,12 +240,21 @@ class Weights:
             qkv, block = by_kv_head(qkv, config.num_attention_heads, config.num_key_value_heads), block_of(len(gate_up))
             parts = (qkv, 0), (out, 0), (interleaved(gate_up, block // 2), block), (down, 0)
             self.layers.append(([PackedMatrix(part, self.dtype, block) for part, block in parts], norms.float().contiguous()))
-        self.told = (_Layer * len(self.layers))(*(_Layer(*(part.told for part in parts), norms.data_ptr()) for parts, norms in self.layers))
+        structs = (_Layer(*(part.struct for part in parts), norms.data_ptr()) for parts, norms in self.layers)
+        self.layer_structs = (_Layer * len(self.layers))(*structs)
         self.width, self.kv_heads = config.head_dim, config.num_key_value_heads
         self.model = _Model(
-            len(self.layers), config.hidden_size, config.num_attention_heads, self.kv_heads, self.width, config.intermediate_size, self.is_half,
-            config.rms_norm_eps, self.told, self.embedding.data_ptr(),
-        )  # fmt: skip
+            len(self.layers),
+            config.hidden_size,
+            config.num_attention_heads,
+            self.kv_heads,
+            self.width,
+            config.intermediate_size,
+            self.is_half,
+            config.rms_norm_eps,
+            self.layer_structs,
+            self.embedding.data_ptr(),
+        )
 
     def first_layer(self) -> Weights:
         """The same weights with only the first layer."""
@@ -249,52 +264,74 @@ class Weights:
         return first
 
     def new_cache(self, rows: int, capacity: int) -> Tensor:
-        """A cache of keys and values for `rows` rows of up to `capacity` ids: (layers, rows, 2 * kv heads, …). Unwritten parts are never read."""
+        """A cache of keys and values for `rows` rows of up to `capacity` ids: (layers, rows, 2 * kv heads, …). Unwritten parts are never
+        read."""
         return torch.empty(len(self.layers), rows, 2 * self.kv_heads, -(-capacity // PLACES) * PLACES * self.width, dtype=self.dtype)
 
-    def step(self, ids: Tensor, place: int, rows: Rows) -> Tensor:
+    def step(self, ids: Tensor, place: int, rows: CachedRows) -> Tensor:
         """ids (B, T) int64 of these rows from position `place` -> the last hidden states (B, size) float32, normed."""
         ids, hidden = ids.contiguous(), torch.empty(len(ids), self.model.size)
-        self.program.tokun_step(self.model, rows.told(ids, ids.shape[1], place, ids.shape[1]), hidden.data_ptr(), torch.get_num_threads())
+        self.program.tokun_step(self.model, rows.struct(ids, ids.shape[1], place, ids.shape[1]), hidden.data_ptr(), torch.get_num_threads())
         return hidden
 
     def draw(
-        self, hidden: Tensor, place: int, rows: Rows, part: slice, u: Tensor, choice: Any, before: Tensor | None = None
+        self, hidden: Tensor, place: int, rows: CachedRows, part: slice, u: Tensor, choice: Any, before: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Generate n ids of the part for each row from position `place`, with `u` (B, n), each chosen as by `choose` and fed back.
         hidden (B, size) before -> (hidden after, ids (B, n) int64, the sum of their nats (B,) float64, including `before`)."""
         hidden, u, head = hidden.clone(), u.float().contiguous(), self.head_of(part)
         ids, nats = torch.empty(u.shape, dtype=torch.long), torch.zeros(len(u), dtype=torch.float64) if before is None else before.clone()
         self.program.tokun_draw(
-            self.model, rows.told(ids, 1, place, u.shape[1]), head.told, hidden.data_ptr(), u.shape[1], u.data_ptr(), choice.temperature, choice.top_k, choice.top_p,
-            part.start, ids.data_ptr(), nats.data_ptr(), torch.get_num_threads(),
-        )  # fmt: skip
+            self.model,
+            rows.struct(ids, 1, place, u.shape[1]),
+            head.struct,
+            hidden.data_ptr(),
+            u.shape[1],
+            u.data_ptr(),
+            choice.temperature,
+            choice.top_k,
+            choice.top_p,
+            part.start,
+            ids.data_ptr(),
+            nats.data_ptr(),
+            torch.get_num_threads(),
+        )
         return hidden, ids, nats
 
     def write(
-        self, hidden: Tensor, place: int, rows: Rows, part: slice, u: Tensor, choice: Any, tables: Sequence[Tensor], states: Tensor,
-        lengths: Tensor, end: int,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        self,
+        hidden: Tensor,
+        place: int,
+        rows: CachedRows,
+        part: slice,
+        u: Tensor,
+        choice: Any,
+        tables: Sequence[Tensor],
+        states: Tensor,
+        lengths: Tensor,
+        end: int,
+    ) -> tuple[Tensor, Tensor]:
         """Generate each row to its end from position `place`: (ids (B, n) int64, -1 after the end, the nats of its texts (B,) float64).
 
-        tables: `grammar.Tables`, with `allowed` and `ruled` for the part's ids. u (B, slots) float32; states, lengths (B,) int64 are updated."""
+        tables: `grammar.Tables`, with `allowed` and `ruled` for the part's ids. u (B, slots) float32; states, lengths (B,) int64 are
+        updated."""
         hidden, u, head, tables = hidden.contiguous(), u.float().contiguous(), self.head_of(part), [table.contiguous() for table in tables]
         most = rows.capacity - place
         ids, nats = torch.full((len(u), most), -1), torch.zeros(len(u), dtype=torch.float64)
         words = _Words(
-            most, head.told.n, u.shape[1], tables[3].shape[1], end, choice.temperature, choice.top_k, choice.top_p,
+            most, head.struct.n, u.shape[1], tables[3].shape[1], end, choice.temperature, choice.top_k, choice.top_p,
             *(part.data_ptr() for part in (*tables, u, states, lengths, ids, nats)),
         )  # fmt: skip
         made = self.program.tokun_write(
-            self.model, rows.told(ids, 1, place, most), head.told, hidden.data_ptr(), words, torch.get_num_threads()
+            self.model, rows.struct(ids, 1, place, most), head.struct, hidden.data_ptr(), words, torch.get_num_threads()
         )
         return ids[:, :made], nats
 
     def logits(self, hidden: Tensor, part: slice) -> Tensor:
         """hidden (B, size) float32 -> (B, ids of the part) float32."""
         head, hidden = self.head_of(part), hidden.contiguous()
-        found = hidden.new_empty(len(hidden), head.told.n)
-        self.program.tokun_head(head.told, self.is_half, hidden.data_ptr(), len(hidden), found.data_ptr(), torch.get_num_threads())
+        found = hidden.new_empty(len(hidden), head.struct.n)
+        self.program.tokun_head(head.struct, self.is_half, hidden.data_ptr(), len(hidden), found.data_ptr(), torch.get_num_threads())
         return found
 
     def head_of(self, part: slice) -> PackedMatrix:
@@ -304,7 +341,7 @@ class Weights:
         return self.heads[key]
 
 
-class Rows:
+class CachedRows:
     """The sequences of a cache. starts (B,) int64: the first position of each; cos, sin (positions, width / 2) float32."""
 
     def __init__(self, starts: Tensor, cos: Tensor, sin: Tensor, cache: Tensor):
@@ -313,7 +350,7 @@ class Rows:
         self.room = cache.shape[3] // (2 * cos.shape[1])
         self.capacity = min(len(cos), self.room)
 
-    def __getitem__(self, rows: slice | Tensor) -> Rows:
+    def __getitem__(self, rows: slice | Tensor) -> CachedRows:
         some = copy.copy(self)
         some.starts, some.index = self.starts[rows], self.index[rows]
         return some
@@ -321,7 +358,7 @@ class Rows:
     def __len__(self) -> int:
         return len(self.index)
 
-    def told(self, ids: Tensor, length: int, place: int, more: int) -> _Rows:
+    def struct(self, ids: Tensor, length: int, place: int, more: int) -> _Rows:
         """The C structure for `length` ids per row at once, `more` in total. IndexError if they do not fit."""
         if len(ids) != len(self) or place + more > self.capacity:
             raise IndexError(

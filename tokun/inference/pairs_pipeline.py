@@ -1,11 +1,11 @@
-"""Pairs by a `transformers` pipeline, whose task "tokun-pairs" exists once this module is imported.
+"""Pairs from a `transformers` pipeline. Importing this module registers its task, "tokun-pairs".
 
 pairs = tokun.pipeline("name/model")           # a folder, a Hub id, or nothing: the bundled model
 pairs(42)                                      # {"image": a PIL picture, "caption": "…", "seed": 42}
 pairs([1, 2, 3], style="etching")              # a list of them
 
-transformers.pipeline("tokun-pairs", model="my-model/generator")      # the same, by the causal LM of a checkpoint's folder
-transformers.pipeline("tokun-pairs", model="name/model", model_kwargs={"subfolder": "generator"})    # or of the Hub
+transformers.pipeline("tokun-pairs", model="my-model/generator")      # the same, from the causal LM in a checkpoint's folder
+transformers.pipeline("tokun-pairs", model="name/model", model_kwargs={"subfolder": "generator"})    # or on the Hub
 """
 
 from __future__ import annotations
@@ -25,10 +25,12 @@ TASK = "tokun-pairs"
 
 
 class PairsPipeline(Pipeline):
-    """Seeds in, pairs out: sample 0 of each seed, as `Tokun.sample` draws it in the generator's own type (`dtype=torch.float32`: as after `tokun.load`).
+    """Seeds in, pairs out: sample 0 of each seed, as `Tokun.sample` draws it, in the generator's own dtype. With `dtype=torch.float32` the
+    pairs are those of `tokun.load`.
 
-    `model` is the generator, read by `AutoModelForCausalLM`; tokenizers and settings are read from the checkpoint around it. `tokun` is the whole
-    model. A call takes the options of `Tokun.sample` (style, prompt, temperature …). Raises UserError for a generator without its checkpoint.
+    `model` is the generator, read by `AutoModelForCausalLM`; tokenizers and settings are read from the checkpoint around it. `tokun` is
+    the whole model. A call takes the options of `Tokun.sample` (style, prompt, temperature …). Raises UserError for a generator without
+    its checkpoint.
     """
 
     _load_processor = _load_image_processor = _load_feature_extractor = _load_tokenizer = False
@@ -52,19 +54,22 @@ class PairsPipeline(Pipeline):
 
 
 def checkpoint_of(generator: Any) -> Path:
-    """The checkpoint's folder of a generator that transformers has read. Raises UserError where it is alone."""
+    """The folder of the checkpoint that a generator read by transformers belongs to. Raises UserError if there is none around it."""
     name = generator.config.name_or_path
     folder = Path(name)
     if not folder.exists():
-        return resolve(name)  # a Hub id; its snapshot is in the cache by now, or comes into it
+        return resolve(name)  # a Hub id; its snapshot is cached by now, or is downloaded
     if not (folder.parent / VOCABULARY).is_file():
-        raise UserError(f"{name} lies in no checkpoint (vocabulary.json is not beside it): give CHECKPOINT/{GENERATOR}")
+        raise UserError(f"{name} is not part of a checkpoint (vocabulary.json is not beside it): give CHECKPOINT/{GENERATOR}")
     return folder.parent
 
 
 def pipeline(checkpoint: str | Path | None = None, **options: Any) -> Any:
-    """`transformers.pipeline` of the task "tokun-pairs" for a checkpoint folder, a Hub id, or None for the bundled model. `options`: device, dtype, …"""
-    make: Any = transformers_pipeline  # its overloads know transformers' own tasks only
+    """`transformers.pipeline` of the task "tokun-pairs" for a checkpoint folder, a Hub id, or None for the bundled model.
+
+    `options`: device, dtype, …
+    """
+    make: Any = transformers_pipeline  # its overloads only know transformers' own tasks
     return make(TASK, model=str(resolve(checkpoint) / GENERATOR), **options)
 
 

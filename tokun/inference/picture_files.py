@@ -1,8 +1,8 @@
 """Samples as single pictures, written batch by batch, with resume after a kill.
 
-    out/000042-00.png …   one per sample, enlarged if so wished; with `svg_bytes` an SVG beside each
+    out/000042-00.png …   one per sample, enlarged if requested; with `svg_bytes` an SVG beside each
     out/samples.jsonl     one record per sample, and out/grid.png of the first 64: written at the end
-    out/.samples/         until then: what was asked, and the records of each finished batch
+    out/.samples/         until then: what was asked for, and the records of each finished batch
 
     out/earlier/1 …       the pictures of earlier runs, each with their samples.jsonl and grid; the same run again replaces its own files
 
@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 from tqdm import tqdm
 
+from tokun.data.image_files import open_own_png
 from tokun.render import scale
 from tokun.render.grids import captioned_grid
 from tokun.render.svg import to_svg
@@ -34,20 +35,27 @@ if TYPE_CHECKING:
 
 LISTED, GRID, SHEET, STATE, ASKED, EARLIER = "samples.jsonl", "grid.png", "sheet.png", ".samples", "asked.json", "earlier"
 ON_GRID = 64
-MANY = 1000  # pictures of an unfinished run that are not thrown away for another run
+MANY = 1000  # more pictures than this of an unfinished run are not discarded for another run
 OURS = re.compile(r"(steps-\d+-|completed-|varied-)?\d{6,}-\d{2,}\.png")
+# further files of a run
 BESIDE = {
     "steps-": ("strip.png", "interpolation.gif", "interpolation.mp4"),
     "completed-": (SHEET,),
     "varied-": (SHEET,),
-}  # pictures so named
+}  # by the beginning of the pictures' names
 
 
 def write(
-    draw: Callable[[range], list[Pair]], n: int, out: Path, asked: dict[str, Any], *, batch_size: int, svg_bytes: int = 0,
+    draw: Callable[[range], list[Pair]],
+    n: int,
+    out: Path,
+    asked: dict[str, Any],
+    *,
+    batch_size: int,
+    svg_bytes: int = 0,
     enlarge: scale.Enlarge = scale.NOT,
-) -> None:  # fmt: skip
-    """Write pairs 0 … n-1. `draw` returns those of a range; `asked` is everything that decides them, as plain JSON.
+) -> None:
+    """Write pairs 0 … n-1. `draw` returns those of a range; `asked` is everything that determines them, as plain JSON.
 
     Batches that an earlier call with the same `asked` finished are kept. Raises UserError if `out` holds more than MANY pictures of an
     unfinished call with another.
@@ -58,7 +66,7 @@ def write(
     if there != asked:
         if there is not None and sum(1 for _ in records(state)) > MANY:
             checkpoint.require_same(out, there, asked, option="--out")
-        drawn = draw(range(min(n, batch_size)))  # first: what is refused moves nothing
+        drawn = draw(range(min(n, batch_size)))  # before files are moved: options may be refused
         make_room(out, lines_of(drawn, enlarge), n)
         checkpoint.write_record(state / ASKED, asked)
         write_batch(drawn, state / f"{0:010d}.jsonl", out, svg_bytes, enlarge)
@@ -81,12 +89,13 @@ def name_of(pair: Pair) -> str:
 
 
 def lines_of(pairs: Sequence[Pair], enlarge: scale.Enlarge, name: Callable[[Pair], str] = name_of) -> list[str]:
-    """The lines of samples.jsonl. `name`: of a pair's picture."""
+    """The lines of samples.jsonl. `name` gives the file name of a pair's picture."""
     return [json.dumps({**pair.record(), "file_name": name(pair), **enlarge.record()}, ensure_ascii=False) for pair in pairs]
 
 
 def write_batch(pairs: list[Pair], part: Path, out: Path, svg_bytes: int, enlarge: scale.Enlarge) -> None:
-    """Write the pictures of a batch, and its records: under another name until the pictures are there, so that none is unknown."""
+    """Write the pictures of a batch, and its records. Until all pictures are written, the records have another name: so every picture is
+    listed somewhere."""
     begun = part.with_suffix(".begun")
     checkpoint.write_text(begun, "\n".join(lines_of(pairs, enlarge)) + "\n")
     for pair in pairs:
@@ -111,7 +120,7 @@ def records(folder: Path, pattern: str = "*.jsonl") -> Iterator[dict[str, Any]]:
     for path in sorted(folder.glob(pattern)):
         try:
             with open(path, encoding="utf-8", errors="replace") as file:
-                for line in file:  # of no more than one line each: a caption may hold what `str.splitlines` takes for a line's end
+                for line in file:  # not `str.splitlines`: a caption may hold other characters that it takes for line ends
                     with contextlib.suppress(ValueError):
                         record = json.loads(line)
                         if isinstance(record, dict):
@@ -127,7 +136,7 @@ def first_of(out: Path, most: int) -> list[dict[str, Any]]:
 
 @contextlib.contextmanager
 def announced(out: Path, lines: Iterable[str]) -> Iterator[None]:
-    """Within the block the pictures of these records are written, and their list. Killed meanwhile, the next run removes those that no list has."""
+    """Within the block the pictures of these records are written, and their list. After a kill, the next run removes unlisted pictures."""
     checkpoint.write_text(out / STATE / "pairs.begun", "".join(f"{line}\n" for line in lines))
     yield
     remove_state(out / STATE)
@@ -141,14 +150,12 @@ def write_grid(out: Path) -> None:
 
 def images_of(out: Path, listed: list[dict[str, Any]]) -> Iterator[Image.Image]:
     for one in listed:
-        with Image.open(out / one["file_name"]) as image:
-            image.load()
-            yield image
+        yield open_own_png(out / one["file_name"])
 
 
 def make_room(out: Path, lines: Sequence[str], n: int, *, but: Path | None = None) -> None:
-    """Move an earlier run's files to `out/earlier` and say so, unless it drew the same pairs: `n`, of which `lines` are the first records.
-    The file `but` also stays where it is."""
+    """Move an earlier run's files to `out/earlier` and print where they are, unless it drew the same pairs: `n`, of which `lines` are the
+    first records. The file `but` also stays where it is."""
     there = records(out, LISTED)
     first = list(itertools.islice(there, len(lines)))
     if first == list(map(json.loads, lines)) and len(first) + sum(1 for _ in there) == n:
@@ -159,9 +166,10 @@ def make_room(out: Path, lines: Sequence[str], n: int, *, but: Path | None = Non
 
 def put_aside(out: Path, *, but: Path | None = None) -> Path | None:
     """Move an earlier run's files to `out/earlier/NUMBER`: the pictures that its samples.jsonl or its finished batches list, and the lists.
-    Pictures of a batch that was never finished are removed. Killed meanwhile, the next call goes on with the same folder. Returns it, None if nothing was moved."""
+    Pictures of a batch that was never finished are removed. After a kill, the next call continues with the same folder. Returns the
+    folder, or None if nothing was moved."""
     state = out / STATE
-    listed = set(map(name_in, records(out, LISTED)))  # the same pictures, if a batch of the same run was begun again
+    listed = set(map(name_in, records(out, LISTED)))  # a batch may hold the same pictures, if the same run was begun again
     for name in filter(OURS.fullmatch, map(name_in, records(state, "*.begun"))):
         for path in both(out / name):
             if name not in listed and not is_same(path, but):
@@ -170,7 +178,7 @@ def put_aside(out: Path, *, but: Path | None = None) -> Path | None:
     made = [path for name in dict.fromkeys(names) for path in both(out / name)]
     made += [out / name for start, more in BESIDE.items() if any(name.startswith(start) for name in names) for name in more]
     made = [path for path in made if path.is_file()]
-    if names and not (out / LISTED).is_file():  # of a run that was stopped
+    if names and not (out / LISTED).is_file():  # the run was stopped
         checkpoint.write_text(out / LISTED, "".join(path.read_text(encoding="utf-8") for path in sorted(state.glob("*.jsonl"))))
     remove_state(state)
     if not names:
@@ -191,7 +199,7 @@ def is_same(path: Path, other: Path | None) -> bool:
 
 
 def both(picture: Path) -> tuple[Path, Path]:
-    """A picture, and the drawing beside it."""
+    """A picture's file, and that of the drawing beside it."""
     return picture, picture.with_suffix(".svg")
 
 
@@ -204,7 +212,7 @@ def name_in(record: Mapping[str, Any]) -> str:
 
 
 def remove_state(state: Path) -> None:
-    """Remove the folder of an unfinished run, what was asked last: until then it says whose the batches are."""
+    """Remove the folder of an unfinished run. The file of what was asked for is removed last: it says which run the batches belong to."""
     if state.is_dir():
         for path in sorted(state.iterdir(), key=lambda path: path.name == ASKED):
             path.unlink()

@@ -54,10 +54,15 @@ def lines(pairs: Sequence[tuple[Pair, Pair]]) -> str:
 
 @with_sampling_options
 def best_and_worst(
-    model: Tokun, seed: int, n: int, candidates: int, score: Callable[[list[Pair]], list[float]] | None = None, **options: Unpack[SamplingArguments]
-) -> list[tuple[Pair, Pair]]:  # fmt: skip
-    """As `conditional_generation.best_of`, but the best and the worst candidate of each sample. All candidates of a sample have the tags drawn by the
-    first one, so that both are comparable."""
+    model: Tokun,
+    seed: int,
+    n: int,
+    candidates: int,
+    score: Callable[[list[Pair]], list[float]] | None = None,
+    **options: Unpack[SamplingArguments],
+) -> list[tuple[Pair, Pair]]:
+    """As `conditional_generation.best_of`, but the best and the worst candidate of each sample. All candidates of a sample have the tags
+    drawn by the first one, so that both are comparable."""
     if not 2 <= candidates <= MAX_CANDIDATES:
         raise UserError(f"best-of is {candidates}; for preferences it must be from 2 to {MAX_CANDIDATES:,}")
     if n < 1:
@@ -66,7 +71,7 @@ def best_and_worst(
     batch_size = plan.options.batch_size
     together = max(1, batch_size // candidates)  # samples
     found = []
-    with tqdm(total=n, desc="preferences", unit="place", dynamic_ncols=True, disable=n * candidates <= batch_size) as bar:
+    with tqdm(total=n, desc="preferences", unit="sample", dynamic_ncols=True, disable=n * candidates <= batch_size) as bar:
         for first in range(0, n, together):
             numbers = range(first * candidates, min(n, first + together) * candidates)
             u = model.uniforms(seed, numbers)
@@ -87,7 +92,8 @@ def clicked(better: Sequence[Pair], worse: Sequence[Pair]) -> list[tuple[Pair, P
 
 
 def compared(chosen: Pair, rejected: Pair) -> tuple[Pair, Pair]:
-    """Two pairs of which one was preferred. If their prompts differ, they are compared as pairs of picture and words, as if neither had been prompted."""
+    """Two pairs of which one was preferred. If their prompts differ, they are compared as pairs of picture and words, as if neither had
+    been prompted."""
     if _wish(chosen) == _wish(rejected):
         return chosen, rejected
     return replace(chosen, prompted=False), replace(rejected, prompted=False)
@@ -100,7 +106,7 @@ def _wish(pair: Pair) -> tuple[Any, ...]:
 def read(pattern: str, vocabulary: Vocabulary, encode: Callable[[str], list[int]]) -> list[Preference]:
     """All preferences in JSONL files and tars: a path, a glob or a comma-separated list.
 
-    Raises FileNotFoundError for missing files, UserError that names the first invalid line or line of another model.
+    Raises FileNotFoundError for missing files, UserError naming the first line that is invalid or of another model.
     """
     found: list[Preference] = []
     for path in data.expand_shards(pattern):
@@ -108,9 +114,9 @@ def read(pattern: str, vocabulary: Vocabulary, encode: Callable[[str], list[int]
             try:
                 chosen, rejected = (side(tree[name], vocabulary, encode) for name in ("chosen", "rejected"))
             except (KeyError, TypeError, AttributeError, ValueError) as error:
-                told = f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error)
+                reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error)
                 raise UserError(
-                    f"{where} is not a preference of this model: {told}. It must hold chosen and rejected, each a line of samples.jsonl"
+                    f"{where} is not a preference of this model: {reason}. It must hold chosen and rejected, each a line of samples.jsonl"
                 ) from error
             if chosen[0].input_ids != rejected[0].input_ids:
                 found.append(Preference(chosen[0], rejected[0], chosen[1] == rejected[1]))

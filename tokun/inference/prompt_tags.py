@@ -1,8 +1,8 @@
-"""Which subject and thing fit a given caption, by the model itself.
+"""Which subject and thing fit a given caption, according to the model itself.
 
-In a sequence the tags come before the caption, so the generator knows p(caption | tags). With Bayes' rule, times the frequencies of the
-tags in training, it tells which tags a prompt calls for: "A pelican in the reeds." calls for a bird. A picture that is drawn
-from a prompt has those tags, for they steer it more strongly than words do.
+In a sequence the tags come before the caption, so the generator knows p(caption | tags). By Bayes' rule, this times the frequencies of
+the tags in training gives the tags that a prompt calls for: "A pelican in the reeds." calls for a bird. A picture drawn from a prompt
+gets those tags, because they steer it more strongly than words do.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from tokun.tokenizers.vocabulary import Tags
 if TYPE_CHECKING:
     from tokun.inference.model import Tokun
 
-LEAST = 0.05  # share below which a subject's things are not looked at, unless it is the likeliest
+LEAST = 0.05  # share below which a subject's things are not compared, unless it is the likeliest
 Likelihoods = dict[tuple[str, str], float]  # (subject, thing) -> p(caption | both), over the greatest
 
 
 def likelihoods(model: Tokun, caption: Sequence[int], wanted: Tags, counts: Frequencies) -> Likelihoods:
-    """p(caption | subject, thing), relative to the greatest, of the pairs that occur with `wanted`; those that are left out are unlikely.
+    """p(caption | subject, thing), relative to the greatest, of the pairs that occur with `wanted`. Pairs that are left out are unlikely.
 
     Args:
         caption: text ids of the prompt.
-        wanted: the tags that are asked for; they are not inferred.
-        counts: how often tags stand together in training.
+        wanted: the requested tags, which are not inferred.
+        counts: how often tags occur together in training.
 
-    First the subjects are compared, then the things of those that are likely: some 200 short sequences at most.
+    First the subjects are compared, then the things of the likely ones: at most some 200 short sequences.
     """
     pairs = counts.subjects_and_things(wanted)
     sums: dict[str, float] = {}

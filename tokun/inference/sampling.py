@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any
 
@@ -23,7 +23,7 @@ from torch import Tensor
 from tokun.inference import decoder, native
 from tokun.inference.decoder import SAFE, HubStreams, NativeStream, Stream, open_stream, row_counts
 from tokun.inference.latents import Slots
-from tokun.inference.token_choice import AS_IT_IS, Choice, choose, interval, nats, repetition_mask, word_numbers
+from tokun.inference.token_choice import Choice, Constraints, DecodingSettings, choose, interval, nats, repetition_mask, word_numbers
 from tokun.tokenizers import sequences
 from tokun.tokenizers.grammar import END, START, STATES, TAG_KINDS, Grammar, Tables
 from tokun.tokenizers.vocabulary import Vocabulary
@@ -50,43 +50,57 @@ class Generated:
         return Generated(*(getattr(self, f.name)[:n] for f in fields(self)))
 
 
+@dataclass(frozen=True)
+class Rules:
+    """How ids are chosen; the same for all rows."""
+
+    vocabulary: Vocabulary
+    slots: Slots
+    settings: DecodingSettings = field(default_factory=DecodingSettings)
+    constraints: Constraints = field(default_factory=Constraints)
+
+    @property
+    def prevents_repeats(self) -> bool:
+        return self.settings.text.no_repeats and len(self.constraints.word_starts) > 0
+
+
 @torch.inference_mode()
 def generate(
-    model: Any, vocabulary: Vocabulary, prompts: Tensor, u: Tensor, slots: Slots, *, image: Choice = AS_IT_IS, text: Choice = AS_IT_IS,
-    guidance_scale: float = 1.0, unconditional_image: Tensor | None = None, text_guidance_scale: float = 1.0,
-    unconditional_text: Tensor | None = None, forbid: Sequence[int] = (), forbid_first: Sequence[int] = (), word_starts: Sequence[int] = (),
-    marks: Sequence[int] = (), unrepeated: Sequence[Sequence[int]] = (), forced: Tensor | None = None,
+    model: Any,
+    rules: Rules,
+    prompts: Tensor,
+    u: Tensor,
+    *,
+    unconditional_image: Tensor | None = None,
+    unconditional_text: Tensor | None = None,
+    forced: Tensor | None = None,
     watch: Callable[[Tensor], None] | None = None,
-) -> Generated:  # fmt: skip
-    """Complete every row of `prompts` (B, P) int64 to its <eos> with the uniforms `u` (B, slots.size). A row's grid tag determines the
-    number of codes of its picture; without one it is the default grid's.
+) -> Generated:
+    """Complete every row of `prompts` (B, P) int64 to its <eos> with the uniforms `u` (B, slots.size). A row's grid tag determines
+    the number of codes of its picture; without one it is the default grid's.
 
-    With guidance_scale != 1, codes are drawn from unconditional + scale * (conditional - unconditional) logits, the unconditional ones after
-    `unconditional_image` (B, Q), a prompt without tags or caption. With text_guidance_scale != 1, text after a picture is drawn the same way, among
-    the `PLAUSIBLE` pieces, with unconditional logits after `unconditional_text` (B, R), the prompt without its picture. `forbid`: ids that the task
-    excludes (a question if a caption is wanted); `forbid_first`: ids that may not begin a text (blanks); `word_starts`: ids that begin a word,
-    for `text.no_repeats`, `marks`: ids that are not words, which it ignores, and `unrepeated`: for each word that a text has at most once, its
-    ids. None of these affects the log-likelihoods, which are over all ids that the grammar allows.
+    With a guidance scale other than 1, codes are drawn from unconditional + scale * (conditional - unconditional) logits. The
+    unconditional ones follow `unconditional_image` (B, Q), a prompt without tags or caption. With a text guidance scale other than 1,
+    text after a picture is drawn the same way, among the `PLAUSIBLE` pieces. Its unconditional logits follow `unconditional_text`
+    (B, R), the prompt without its picture.
     `forced` (B, slots.size) int64: ids taken regardless of u, in the slot that would choose them; -1 if u chooses.
     `watch` is called after every choice with the ids (rows, T) of row 0 and the rows computed together with it.
+
+    Raises UserError if an unconditional prompt is missing.
     """
-    if guidance_scale != 1 and unconditional_image is None:
+    vocabulary, settings = rules.vocabulary, rules.settings
+    if settings.guidance_scale != 1 and unconditional_image is None:
         raise UserError("guidance_scale is set, but there is no unconditional prompt (without tags or caption)")
-    if text_guidance_scale != 1 and unconditional_text is None:
+    if settings.text_guidance_scale != 1 and unconditional_text is None:
         raise UserError("text_guidance_scale is set, but there is no unconditional prompt (without a picture)")
-    unconditional_image = None if guidance_scale == 1 else unconditional_image
-    unconditional_text = None if text_guidance_scale == 1 else unconditional_text
+    unconditional_image = None if settings.guidance_scale == 1 else unconditional_image
+    unconditional_text = None if settings.text_guidance_scale == 1 else unconditional_text
     groups = 1 if unconditional_image is None else 2
     allowed = row_counts(model, [part.shape[1] for part in (prompts, unconditional_image, unconditional_text) if part is not None])
     counts = [n // groups for n in allowed]
     if unconditional_image is not None and unconditional_text is not None:
         # the text's second stream is one group, which also needs a number of rows that gives the same bits
         counts = [n for n in counts if n in allowed] or counts
-    starts = tuple(word_starts) if text.no_repeats else ()
-    rules = Rules(
-        vocabulary, slots, image, text, guidance_scale, text_guidance_scale, tuple(forbid), tuple(forbid_first), starts, tuple(marks),
-        tuple(map(tuple, unrepeated)),
-    )  # fmt: skip
     given, parts, most = (forced, unconditional_image, unconditional_text), [], counts[-1] if counts else len(prompts)
     codes = _codes_of(vocabulary, prompts)
     together = (
@@ -100,7 +114,7 @@ def generate(
             size, own = min([n for n in counts if n >= len(rows)] or [len(rows)]), [codes[i] for i in rows]
             more = (None if part is None else _pad_rows(part[rows], size) for part in given)
             block = Block(model, rules, allowed, max(own), _pad_rows(prompts[rows], size), _pad_rows(u[rows], size), *more)
-            block.told = None if watch is None or rows[0] else partial(_first_rows, watch, len(rows))
+            block.watch = None if watch is None or rows[0] else partial(_first_rows, watch, len(rows))
             if len(set(own)) == 1:
                 parts.append((rows, block.run().rows(len(rows))))
             else:
@@ -123,29 +137,21 @@ def _codes_of(vocabulary: Vocabulary, ids: Tensor) -> list[int]:
     return [vocabulary.n_codes(row) for row in ids[:, : len(TAG_KINDS) + 1].tolist()]
 
 
-@dataclass(frozen=True)
-class Rules:
-    """The settings shared by all rows."""
-
-    vocabulary: Vocabulary
-    slots: Slots
-    image: Choice
-    text: Choice
-    guidance_scale: float
-    text_guidance_scale: float
-    forbid: tuple[int, ...]
-    forbid_first: tuple[int, ...]
-    word_starts: tuple[int, ...]
-    marks: tuple[int, ...]
-    unrepeated: tuple[tuple[int, ...], ...]
-
-
 class Block:
     """Rows computed together, from their prompts to their ends."""
 
     def __init__(
-        self, model: Any, rules: Rules, counts: tuple[int, ...], n_codes: int, prompts: Tensor, u: Tensor, forced: Tensor | None, unconditional_image: Tensor | None, unconditional_text: Tensor | None
-    ):  # fmt: skip
+        self,
+        model: Any,
+        rules: Rules,
+        counts: tuple[int, ...],
+        n_codes: int,
+        prompts: Tensor,
+        u: Tensor,
+        forced: Tensor | None,
+        unconditional_image: Tensor | None,
+        unconditional_text: Tensor | None,
+    ):
         v, slots, device = rules.vocabulary, rules.slots, prompts.device
         (B, P), self.rules, self.n_codes, self.u, self.forced = prompts.shape, rules, n_codes, u, forced
         self.grammar: Grammar = v.grammar.on(device)
@@ -160,7 +166,7 @@ class Block:
         self.low = torch.zeros(B, slots.size, dtype=torch.float64, device=device)
         self.high = torch.ones_like(self.low)
         self.rows = torch.arange(B, device=device)  # rows of the block that are still in the batch
-        self.told: Callable[[Tensor], None] | None = None
+        self.watch: Callable[[Tensor], None] | None = None
         self.counts = counts
         self.stream: Stream | HubStreams = open_stream(
             model, [prompts] if unconditional_image is None else [prompts, unconditional_image], self.width
@@ -171,9 +177,9 @@ class Block:
         self.unconditional: Stream | HubStreams | None = None  # the same text without the picture
         # ids that begin a word; ids that are not words
         self.begins, self.marks = (torch.zeros(v.size, dtype=torch.bool, device=device) for _ in range(2))
-        self.begins[list(rules.word_starts)] = True
-        self.marks[list(rules.marks)] = True
-        self.unrepeated = word_numbers(rules.unrepeated, v.size).to(device)
+        self.begins[list(rules.constraints.word_starts)] = True
+        self.marks[list(rules.constraints.marks)] = True
+        self.unrepeated = word_numbers(rules.constraints.unrepeated, v.size).to(device)
 
     def run(self) -> Generated:
         draws = bool(self.grammar.may_draw[self.states].any())
@@ -187,7 +193,7 @@ class Block:
         return self.finish()
 
     def run_apart(self, codes: Sequence[int]) -> list[tuple[list[int], Generated]]:
-        """`run` for rows whose pictures have `codes` codes each, all at their first code: (positions of the rows, their results).
+        """As `run`, for rows whose pictures have `codes` codes each, all at their first code: (positions of the rows, their results).
 
         The rows are computed together until the smallest pictures are complete. The steps then continue for the others; what they write
         into the cache after a complete picture is overwritten. After their pictures, the rows of each size continue separately."""
@@ -215,9 +221,9 @@ class Block:
         """Generate everything after the picture."""
         if (
             isinstance(self.stream, NativeStream)
-            and not (self.guided or self.unconditional_text is not None or self.rules.word_starts)
+            and not (self.guided or self.unconditional_text is not None or self.rules.prevents_repeats)
             and self.forced is None
-            and self.told is None
+            and self.watch is None
         ):
             self.write_all(self.stream)
         while not self.has_ended():
@@ -238,11 +244,11 @@ class Block:
 
     def draw_codes(self, n_codes: int) -> None:
         """Draw the pictures up to `n_codes` codes."""
-        v, slots = self.rules.vocabulary, self.rules.slots
+        v, slots, settings = self.rules.vocabulary, self.rules.slots, self.rules.settings
         part, first = v.code_range, int(self.lengths[0])
-        if isinstance(self.stream, NativeStream) and not self.guided and self.forced is None and self.told is None:
+        if isinstance(self.stream, NativeStream) and not self.guided and self.forced is None and self.watch is None:
             codes, self.image_nll = self.stream.draw(
-                part, self.u[:, slots.image + first : slots.image + n_codes], self.rules.image, self.image_nll
+                part, self.u[:, slots.image + first : slots.image + n_codes], settings.image, self.image_nll
             )
             self.ids[:, self.length : self.length + codes.shape[1]] = codes
             self.length, first = self.length + codes.shape[1], n_codes
@@ -251,12 +257,12 @@ class Block:
             drawn = logits
             if self.guided:
                 logits, base = logits.chunk(2)
-                drawn = base + self.rules.guidance_scale * (logits - base)
-            codes = self.choose(drawn, None, self.u[:, slots.image + place], self.rules.image)
+                drawn = base + settings.guidance_scale * (logits - base)
+            codes = self.choose(drawn, None, self.u[:, slots.image + place], settings.image)
             if self.forced is not None:
                 given = self.forced[:, slots.image + place]
                 codes = torch.where(given.ge(0), v.codes_of_ids(given), codes)
-                self.note(drawn, None, codes, slots.image + place, self.rules.image)
+                self.note(drawn, None, codes, slots.image + place, settings.image)
             nll = self.nats(logits, None, codes)
             self.image_nll += nll
             if self.forced is not None:
@@ -284,8 +290,8 @@ class Block:
         """Append the ids to their rows, and feed them to the model."""
         self.ids[self.rows, self.length] = chosen
         self.length += 1
-        if self.told is not None:
-            self.told(self.ids[:, : self.length])
+        if self.watch is not None:
+            self.watch(self.ids[:, : self.length])
         if step:
             self.stream.step(chosen.repeat(2) if self.guided else chosen)
 
@@ -293,15 +299,15 @@ class Block:
 
     def write(self, draws: bool) -> None:
         """Generate one id for every row. draws: a picture may follow, or some rows are in one."""
-        r, v, slots = self.rules, self.rules.vocabulary, self.rules.slots
+        rules, v, slots, settings = self.rules, self.rules.vocabulary, self.rules.slots, self.rules.settings
         B = len(self.rows)
         part = slice(0, v.size if draws else v.code_offset)
-        allowed, ruled = self.grammar.chosen_from(r.forbid, r.forbid_first, part.stop)
+        allowed, ruled = self.grammar.chosen_from(rules.constraints.forbid, rules.constraints.forbid_first, part.stop)
         in_image, in_text = self.grammar.in_image[self.states], self.grammar.in_text[self.states]
         case = self.grammar.case(self.states, self.lengths, self.grammar.limit(self.states, self.n_codes))
         grammatical, legal = allowed[case], ruled[case]
         slot = slots.deciding(in_image, self.lengths)
-        if r.word_starts:
+        if rules.prevents_repeats:
             legal = legal & ~self.repetition_mask(in_text, legal.shape[1])
         logits = self.stream.logits(part).float()
         drawn = logits = logits[:B]
@@ -311,21 +317,21 @@ class Block:
             base = self.unconditional.logits(part).float()
             likely = logits.masked_fill(~legal, -torch.inf)
             likely = likely >= likely.amax(-1, keepdim=True) + math.log(PLAUSIBLE)
-            guided = (base + r.text_guidance_scale * (logits - base)).masked_fill(~likely, -torch.inf)
+            guided = (base + settings.text_guidance_scale * (logits - base)).masked_fill(~likely, -torch.inf)
             drawn = torch.where(in_text[:, None], guided, logits)
         if draws and self.guided:
             base = self.stream.logits(part)[B:].float()
-            drawn = torch.where(in_image[:, None], base + r.guidance_scale * (logits - base), logits)
+            drawn = torch.where(in_image[:, None], base + settings.guidance_scale * (logits - base), logits)
         at = self.u.gather(1, slot[:, None])[:, 0]
-        chosen = self.choose(drawn, legal, at, r.text)
+        chosen = self.choose(drawn, legal, at, settings.text)
         if draws:
-            chosen = torch.where(in_image, self.choose(drawn, legal, at, r.image), chosen)
+            chosen = torch.where(in_image, self.choose(drawn, legal, at, settings.image), chosen)
         if self.forced is not None:
             given = self.forced.gather(1, slot[:, None])[:, 0]
             drawing = in_image & (self.lengths < self.n_codes)  # after a complete picture only its end can follow
             is_given = (given >= 0) & (drawing | in_text)
             chosen = torch.where(is_given, given, chosen)
-            for kind, choice in ((drawing, r.image), (in_text, r.text)):
+            for kind, choice in ((drawing, settings.image), (in_text, settings.text)):
                 self.note_rows(kind, drawn, legal, chosen, slot, choice)
         nll = self.nats(logits, grammatical, chosen)
         if draws:
@@ -338,12 +344,12 @@ class Block:
         self.leave(chosen)
 
     def write_all(self, stream: NativeStream) -> None:
-        """As repeated `write` until all rows have ended, in one call."""
-        r, v, slots, g = self.rules, self.rules.vocabulary, self.rules.slots, self.grammar
+        """The same as `write` until all rows have ended, in one call."""
+        v, slots, constraints, g = self.rules.vocabulary, self.rules.slots, self.rules.constraints, self.grammar
         part, every = slice(0, v.code_offset), torch.arange(len(STATES))
         limit, slot = g.limit(every, self.n_codes), slots.deciding(g.in_image, torch.zeros_like(every))
-        tables = Tables(*g.chosen_from(r.forbid, r.forbid_first, part.stop), g.in_text, g.following, limit, slot)
-        ids, nll = stream.write(part, self.u, r.text, tables, self.states, self.lengths, END)
+        tables = Tables(*g.chosen_from(constraints.forbid, constraints.forbid_first, part.stop), g.in_text, g.following, limit, slot)
+        ids, nll = stream.write(part, self.u, self.rules.settings.text, tables, self.states, self.lengths, END)
         self.ids[self.rows, self.length : self.length + ids.shape[1]] = ids.where(ids >= 0, v.id("<pad>"))
         self.text_nll.index_add_(0, self.rows, nll)
         self.length += ids.shape[1]
@@ -383,7 +389,7 @@ class Block:
             self.unconditional.step(chosen)
 
     def has_ended(self) -> bool:
-        """Whether all rows have ended. On a GPU this is only checked every `LOOK` steps; finished rows get padding meanwhile."""
+        """Whether all rows have ended. On a GPU this is only checked every `LOOK` steps; until then finished rows get padding."""
         if self.counts or self.length % LOOK == 0 or self.length == self.ids.shape[1]:
             return bool((self.states == END).all())
         return False
@@ -391,8 +397,8 @@ class Block:
 
 @torch.no_grad()
 def legal_cases(vocabulary: Vocabulary, ids: Tensor) -> Tensor:
-    """ids (B, T), sequences or their beginnings, padded with <pad> -> (B, T): the row of `Grammar.allowed` that applied to each id, which is
-    3 x the state (`STATES`) plus the position in its span. Each row's grid tag determines the number of codes of its picture."""
+    """ids (B, T), sequences or their beginnings, padded with <pad> -> (B, T): the row of `Grammar.allowed` that applied to each id, which
+    is 3 x the state (`STATES`) plus the position in its span. Each row's grid tag determines the number of codes of its picture."""
     live = ids != vocabulary.id("<pad>")
     codes = torch.tensor(_codes_of(vocabulary, ids), device=ids.device)
     grammar, cases = vocabulary.grammar.on(ids.device), []
@@ -410,8 +416,8 @@ def legal_cases(vocabulary: Vocabulary, ids: Tensor) -> Tensor:
 def span_nll(model: Any, vocabulary: Vocabulary, ids: Tensor, first: Tensor) -> Tensor:
     """Nats of ids[first:] up to and including the end of each row's span, over legal ids, without a cache: float64 (B,).
 
-    ids (B, T) padded with <pad>; first (B,): the start of the scored span. Padding counts as 0. Each row's grid tag determines the number of
-    codes of its picture.
+    ids (B, T) padded with <pad>; first (B,): the start of the scored span. Padding counts as 0. Each row's grid tag determines the number
+    of codes of its picture.
     """
     T = ids.shape[1]
     begin = max(1, int(first.min()))

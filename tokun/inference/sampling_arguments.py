@@ -1,4 +1,4 @@
-"""The options of sampling as keyword arguments that editors, type checkers and `help` know one by one. What each means: `config.SamplingOptions`."""
+"""The options of sampling as keyword arguments that editors, type checkers and `help` can list. `config.SamplingOptions` explains them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class SamplingArguments(TypedDict, total=False):
 
 
 def with_sampling_options(method: Method) -> Method:
-    """The method, whose signature names the options that it takes as **options. It is called as before."""
+    """The method, with a signature that names the options which it takes as **options. Calls do not change."""
     own = inspect.signature(method)
     named = [parameter for parameter in own.parameters.values() if parameter.kind is not parameter.VAR_KEYWORD]
     options = [

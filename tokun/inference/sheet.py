@@ -16,10 +16,17 @@ if TYPE_CHECKING:
 
 
 def beside(
-    model: Tokun, picture: Picture, pairs: Sequence[Pair], *, keep: str | tuple[float, float, float, float] | None = None, enlarge: scale.Enlarge = scale.NOT
-) -> Image.Image:  # fmt: skip
-    """A captioned page -> 'RGB': the picture as the model frames it, what its codes hold of it, and the pairs, enlarged by `enlarge`. With `keep`, as
-    for `Tokun.complete`, the cut between what was kept and what was drawn is drawn in, and the codes are left out."""
+    model: Tokun,
+    picture: Picture,
+    pairs: Sequence[Pair],
+    *,
+    keep: str | tuple[float, float, float, float] | None = None,
+    enlarge: scale.Enlarge = scale.NOT,
+) -> Image.Image:
+    """A captioned page -> 'RGB': the picture as the model frames it, its reconstruction from codes, and the pairs, enlarged by `enlarge`.
+
+    With `keep`, as for `Tokun.complete`, a line marks the cut between the kept and the drawn part, and the reconstruction is left out.
+    """
     times = enlarge.scale
     size = pairs[0].image.width * times, pairs[0].image.height * times
     original = framed(model, picture, largest=times)

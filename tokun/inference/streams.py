@@ -1,7 +1,7 @@
-"""Rows of ids in a model, one id a row at a time, with their caches and places: what `decoder.open_stream` opens. The weights are the decoder's.
+"""Streams: rows of ids in a model, with their caches and positions, read one id per row at a time. `decoder.open_stream` opens them.
 
-`Stream` runs torch's kernels, `GraphStream` replays a step as a CUDA graph, `NativeStream` calls the C++ program, `HubStreams` go through a model's own
-forward.
+`Stream` runs torch's kernels, `GraphStream` replays a step as a CUDA graph, `NativeStream` calls the C++ program, and `HubStreams` use a
+model's own forward. The weights belong to the decoder.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ SHORT = 16  # prompts shorter than this are read together
 
 
 class Stream:
-    """Rows of ids in the model, and what each layer remembers of them: keys, then values (rows, 2 * kv heads, capacity, width)."""
+    """Rows of ids in the model, and each layer's cache of them: keys, then values (rows, 2 * kv heads, capacity, width)."""
 
     def __init__(self, decoder: TorchDecoder, prompts: Sequence[Tensor], capacity: int):
         d, like = decoder, decoder.embedding
         self.decoder = d
         longest = max(rows.shape[1] for rows in prompts)
-        self.starts = [longest - rows.shape[1] for rows in prompts]  # shorter prompts stand at the right: all rows end together
+        self.starts = [longest - rows.shape[1] for rows in prompts]  # prompts are right-aligned: all rows end together
         self.used = longest
         cos, sin = (part[0] for part in d.rotary(like[:1, None], torch.arange(capacity, device=like.device)[None]))  # (capacity, width)
         # a rotation is two products
@@ -40,7 +40,7 @@ class Stream:
         self.hidden = self.prefill(prompts)
 
     def prefill(self, prompts: Sequence[Tensor]) -> Tensor:
-        """The last hidden states (rows, 1, …). On a CPU long prompts are read one by one: their rows do not depend on how many there are."""
+        """The last hidden states (rows, 1, …). On a CPU long prompts are read one by one, so that a row does not depend on their number."""
         found, first = [], 0
         for ids, start in zip(prompts, self.starts):
             rows = slice(first, first + len(ids))
@@ -54,7 +54,7 @@ class Stream:
         return torch.cat(found)
 
     def step(self, ids: Tensor) -> None:
-        """ids (rows,): what follows."""
+        """Read the next id of each row: ids (rows,)."""
         each = len(ids) // len(self.starts)
         groups = [(slice(i * each, (i + 1) * each), start) for i, start in enumerate(self.starts)]
         self.hidden = self.forward(ids[:, None], self.used, groups)
@@ -64,7 +64,7 @@ class Stream:
         return self.decoder.logits(self.hidden, part)
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with these rows (int64) of the only group: their part of the cache, as far as it is used."""
+        """Continue with these rows (int64) of the only group, and copy the used part of their cache."""
         self.caches, self.hidden = [self.some(cache, rows) for cache in self.caches], self.hidden[rows]
 
     def some(self, cache: Tensor, rows: Tensor) -> Tensor:
@@ -73,7 +73,7 @@ class Stream:
         return out
 
     def only_first(self, rows: int) -> None:
-        """Go on with the first group, of so many rows, alone."""
+        """Continue with the first group alone, which has this number of rows."""
         self.starts = self.starts[:1]
         self.caches, self.hidden = [cache[:rows] for cache in self.caches], self.hidden[:rows]
 
@@ -96,9 +96,10 @@ class Stream:
         return d.norm(x[:, -1:])
 
     def attend(self, q: Tensor, cache: Tensor, end: int, groups: list[tuple[slice, int]]) -> Tensor:
-        """q (B, T, heads, width), the rows' cache of a layer -> (B, T, heads * width). A group sees its own places from its start to `end`."""
+        """q (B, T, heads, width), the rows' cache of a layer -> (B, T, heads * width). A group sees its own places from its start to
+        `end`."""
         (B, T, H, width), K, first, seen = q.shape, self.decoder.kv_heads, groups[0][0].start, []
-        q = q.view(B, K, H // K, width) if T == 1 else q.transpose(1, 2)  # the heads that share a key stand in a row: it is read once
+        q = q.view(B, K, H // K, width) if T == 1 else q.transpose(1, 2)  # heads that share a key are adjacent: it is read once
         for rows, start in groups:
             own = slice(rows.start - first, rows.stop - first)
             keys, values = cache[own, :, start:end].split(K, 1)
@@ -108,9 +109,9 @@ class Stream:
 
 
 class Step(nn.Module):
-    """A step whose shapes are fixed: what a GPU replays as one graph."""
+    """A step with fixed shapes, which a GPU replays as one graph."""
 
-    @torch.inference_mode(False)  # parameters count their versions
+    @torch.inference_mode(False)  # parameters need the version counter that inference mode omits
     def __init__(self, decoder: TorchDecoder):
         super().__init__()
         self.decoder = decoder
@@ -143,7 +144,7 @@ class Step(nn.Module):
 
 
 class NativeStream(Stream):
-    """On a CPU, by the C++ program. Removing rows costs nothing: the others keep their places in the cache."""
+    """A stream on a CPU by the C++ program. Removing rows costs nothing: the others keep their places in the cache."""
 
     def __init__(self, decoder: NativeDecoder, prompts: Sequence[Tensor], capacity: int):
         self.decoder, weights = decoder, decoder.weights
@@ -151,7 +152,7 @@ class NativeStream(Stream):
         self.starts, self.used = [longest - part.shape[1] for part in prompts], longest
         starts = torch.tensor(self.starts).repeat_interleave(many // len(prompts))
         cos, sin = (part[0, :, : weights.width // 2] for part in decoder.rotary(torch.zeros(1, 1), torch.arange(capacity)[None]))
-        self.rows = native.Rows(starts, cos, sin, weights.new_cache(many, capacity))
+        self.rows = native.CachedRows(starts, cos, sin, weights.new_cache(many, capacity))
         self.hidden = self.prefill(prompts)
 
     def forward(self, ids: Tensor, place: int, groups: list[tuple[slice, int]]) -> Tensor:
@@ -162,8 +163,8 @@ class NativeStream(Stream):
         self.used += 1
 
     def draw(self, part: slice, u: Tensor, choice: Any, before: Tensor) -> tuple[Tensor, Tensor]:
-        """Choose and read n ids of the part for each row, one after the other, by u (rows, n) -> (ids (rows, n), their nats added to those
-        `before` (rows,)). They are added one by one, so that a picture drawn in two calls has the same sum."""
+        """Choose and read n ids of the part for each row, one after the other, by u (rows, n) -> (ids (rows, n), their nats added to
+        `before` (rows,)). The nats are added one by one, so that a picture drawn in two calls has the same sum."""
         hidden, ids, nats = self.decoder.weights.draw(self.hidden[:, 0], self.used, self.rows, part, u, choice, before)
         self.hidden, self.used = hidden[:, None], self.used + ids.shape[1]
         return ids, nats
@@ -171,11 +172,11 @@ class NativeStream(Stream):
     def write(
         self, part: slice, u: Tensor, choice: Any, tables: Sequence[Tensor], states: Tensor, lengths: Tensor, end: int
     ) -> tuple[Tensor, Tensor]:
-        """See `native.Weights.write`. Behind it the rows have ended."""
+        """See `native.Weights.write`. Afterwards all rows have ended."""
         return self.decoder.weights.write(self.hidden[:, 0], self.used, self.rows, part, u, choice, tables, states, lengths, end)
 
     def fork(self, rows: Tensor) -> NativeStream:
-        """A stream that continues these rows (int64, the same in all groups) in the same cache; this one may go on, too."""
+        """A stream that continues these rows (int64, the same in all groups) in the same cache. This one can continue, too."""
         other = copy.copy(self)
         other.keep(rows)
         return other
@@ -189,14 +190,15 @@ class NativeStream(Stream):
 
 
 class GraphStream(Stream):
-    """A GPU's: steps of fixed shapes, replayed as one graph, that read their place from a tensor and look at the whole cache."""
+    """A stream on a GPU: its steps have fixed shapes and are replayed as one graph. They read their position from a tensor and attend to
+    the whole cache."""
 
     def __init__(self, decoder: TorchDecoder, prompts: Sequence[Tensor], capacity: int):
         super().__init__(decoder, prompts, capacity)
         self.fix()
 
     def fix(self) -> None:
-        """What a step reads, for the present rows."""
+        """Allocate what a step reads, for the current rows."""
         device, each = self.caches[0].device, len(self.caches[0]) // len(self.starts)
         first = torch.tensor(self.starts, device=device).repeat_interleave(each)[:, None, None, None]
         self.places = torch.arange(self.caches[0].shape[2], device=device)
@@ -221,16 +223,16 @@ class GraphStream(Stream):
         self.used += 1
 
     def one(self) -> None:
-        """self.ids at self.place -> self.hidden."""
+        """Read self.ids at self.place, and write self.hidden."""
         visible = self.visible.masked_fill(self.places > self.place, -torch.inf)
         self.hidden.copy_(self.fixed(self.ids, self.place, visible, self.cos, self.sin, self.caches)[:, None])
 
 
 def capture(one: Callable[[], None], device: torch.device) -> Callable[[], None]:
-    """`one`, which computes on the GPU `device`, as a CUDA graph; as it is, with a word, where it cannot be captured.
+    """`one`, which computes on the GPU `device`, as a CUDA graph; returned unchanged, with a warning, if capture fails.
 
-    Runs it (again and again: it must not mind). Streams and graphs belong to torch's current GPU, which need not be the model's: a graph
-    captured on another one would be empty.
+    `one` is run several times: it must be safe to repeat. Streams and graphs belong to torch's current GPU, which need not be the
+    model's: a graph captured on another one would be empty.
     """
     with torch.cuda.device(device):
         side = torch.cuda.Stream()
@@ -255,7 +257,8 @@ def capture(one: Callable[[], None], device: torch.device) -> Callable[[], None]
 
 
 def cache_name(output: Mapping[str, Any]) -> str:
-    """What a causal LM calls its cache of keys and values, in its output and as an argument: "cache", or "past_key_values" in earlier transformers."""
+    """The name of a causal LM's cache of keys and values, in its output and as an argument: "cache", or "past_key_values" in earlier
+    versions of transformers."""
     return "cache" if "cache" in output else "past_key_values"
 
 
@@ -274,7 +277,7 @@ class HubStream:
 
 
 class HubStreams:
-    """The calls of `Stream` over groups of them. Rows that have ended stay."""
+    """The calls of `Stream` for several `HubStream`s, one for each group. Rows that have ended stay."""
 
     def __init__(self, streams: list[HubStream]):
         self.streams = streams

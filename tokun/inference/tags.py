@@ -42,7 +42,7 @@ def read_counts(rows: Iterable[Sequence[Any]]) -> TagCounts:
 
 
 def settings_json(settings: dict[str, Any]) -> str:
-    """Settings as a file holds them: each row of `tag_counts`, and all of `unrepeated_words`, on one line, since there are thousands."""
+    """Settings as JSON. Each row of `tag_counts`, and all of `unrepeated_words`, take one line, since there are thousands."""
     rows = ",\n  ".join(json.dumps(row) for row in settings["tag_counts"])
     long = {"tag_counts": f"[\n  {rows}\n ]", "unrepeated_words": json.dumps(settings.get("unrepeated_words"))}
     text = json.dumps({name: [] if name in long else value for name, value in settings.items()}, indent=1)
@@ -60,7 +60,7 @@ def count_tags(samples: Iterable[tuple[str, ...]]) -> TagCounts:
 
 
 def with_subjects_of(own: TagCounts, other: TagCounts) -> TagCounts:
-    """The styles and shapes of `own`, each with the subjects and things of `other`. For counts without subjects, as of an adapter's pictures."""
+    """The styles and shapes of `own`, each with the subjects and things of `other`. For counts without subjects, as an adapter may have."""
     shapes: dict[tuple[str, str], int] = {}
     for row in own:
         key = (row[0], "" if len(row) == 3 else row[3])
@@ -95,7 +95,7 @@ class Frequencies:
         self.by_pair: dict[tuple[str, str], list[Known]] = {}
         for row in self.rows:
             self.by_pair.setdefault(row[:2], []).append(row)
-        self.made: dict[tuple[Any, ...], InverseCdf] = {}  # cache: what is drawn, and given what
+        self.made: dict[tuple[Any, ...], InverseCdf] = {}  # cache, by what is drawn and what is given
         self.likelihoods: Mapping[tuple[str, str], float] | None = None
 
     def given(self, likelihoods: Mapping[tuple[str, str], float]) -> Frequencies:
@@ -110,7 +110,7 @@ class Frequencies:
         return {pair: n for pair, n in _summed(self._fitting(wanted), lambda row: row[1:3]) if not wanted.thing or pair[1] == wanted.thing}
 
     def draw(self, u: Sequence[float], wanted: Tags) -> Tags:
-        """Tags that are not given are drawn by the tag slots of a latent, u (TAG_SLOTS,) in [0, 1)."""
+        """The wanted tags, and others drawn by the tag slots of a latent, u (TAG_SLOTS,) in [0, 1)."""
         v, (first, second, third, _) = self.vocabulary, u
         style, subject = self._inverse(self._pairs, wanted).at(first) or ("", "")
         style, subject = wanted.style or style, wanted.subject or subject
@@ -125,7 +125,7 @@ class Frequencies:
         return [self.draw(row, wanted) for row in rows]
 
     def _inverse(self, counts: Callable[..., Counts], *given: Any) -> InverseCdf:
-        """Of `counts(*given)`, made once."""
+        """Cached inverse CDF of `counts(*given)`."""
         key = counts.__name__, *given
         if key not in self.made:
             self.made[key] = InverseCdf(counts(*given))
@@ -174,8 +174,8 @@ def _summed(rows: list[Known], key: Callable[[Known], Any]) -> Counts:
 
 
 def grid_of(aspect: str, vocabulary: Vocabulary) -> tuple[int, int] | None:
-    """The requested grid: "16x12" (rows x columns, one of the vocabulary's), or the nearest one to "4:3" (width : height), "wide", "tall" or
-    "square". None for "". Raises UserError for another text or an unknown grid."""
+    """The requested grid: "16x12" (rows x columns, one of the vocabulary's), or the nearest one to "4:3" (width : height), "wide", "tall"
+    or "square". None for "". Raises UserError for another text or an unknown grid."""
     if not isinstance(aspect, str):
         raise UserError(f"aspect is {aspect!r}; give a str, empty for none")
     text, grids = aspect.strip().lower(), vocabulary.grids
@@ -195,6 +195,6 @@ def grid_of(aspect: str, vocabulary: Vocabulary) -> tuple[int, int] | None:
         width, height = SHAPES.get(text, (0, 0))
     if not width or not height:
         raise UserError(f"aspect is {aspect!r}; it must be width:height (4:3), wide, tall, square, or a grid; {there}")
-    lying = [grid for grid in grids if text in SHAPES and (grid[1] > grid[0]) - (grid[1] < grid[0]) == (width > height) - (width < height)]
-    grids = lying or grids
+    alike = [grid for grid in grids if text in SHAPES and (grid[1] > grid[0]) - (grid[1] < grid[0]) == (width > height) - (width < height)]
+    grids = alike or grids
     return grids[nearest_grid(width, height, grids)]  # "wide" is never square if any grid is wide

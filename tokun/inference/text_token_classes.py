@@ -1,11 +1,22 @@
-"""What text ids look like: which are never sampled, may not begin a caption, begin a word, or are no words."""
+"""What text ids look like: which are never sampled, may not begin a caption, begin a word, or are not words."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from tokun.inference.token_choice import Constraints
+from tokun.tokenizers import sequences
 from tokun.tokenizers.text import PretrainedTextTokenizer, TextTokenizer
 from tokun.tokenizers.vocabulary import Vocabulary
+
+
+def constraints_of(
+    tokenizer: TextTokenizer | PretrainedTextTokenizer, vocabulary: Vocabulary, unrepeated_words: Iterable[str] = ()
+) -> Constraints:
+    """The constraints of pictures with captions, not questions. `unrepeated_words`: those that a caption has at most once."""
+    (control, blank), after = forbidden_text_of(tokenizer, vocabulary), after_a_letter(tokenizer, vocabulary)
+    forbid, words = (*sequences.other_tasks(vocabulary), *control), ids_of_words(after, unrepeated_words)
+    return Constraints(forbid, tuple(blank), word_starts(after), marks(after), words)
 
 
 def forbidden_text_of(tokenizer: TextTokenizer | PretrainedTextTokenizer, vocabulary: Vocabulary) -> tuple[list[int], list[int]]:
@@ -37,6 +48,7 @@ def ids_of_words(after: Mapping[int, str], words: Iterable[str]) -> list[list[in
 
 
 def marks(after: Mapping[int, str]) -> list[int]:
-    """Text ids that are neither letters nor digits: commas, quotes, dashes. The parts of a character (bytes) are none, nor are full stops: "W. W. Skeat"."""
+    """Text ids that are neither letters nor digits: commas, quotes, dashes. Parts of a character (bytes) do not count as marks, nor do full
+    stops: "W. W. Skeat"."""
     texts = {i: text[1:].strip() for i, text in after.items()}
     return [i for i, text in texts.items() if text and not any(letter.isalnum() or letter in ".\ufffd" for letter in text)]

@@ -3,7 +3,7 @@
 choose:   logits (B, V), legal (B, V), u (B,)    ->  ids (B,)         the inverse CDF over legal ids, in id order
 interval: logits (B, V), legal (B, V), ids (B,)  ->  low, high (B,)   the u for which `choose` takes these ids
 
-On a CPU `native.cpp` makes the same choice. Guidance, and which ids are legal, are `sampling.py`'s.
+On a CPU `native.cpp` makes the same choice. `sampling.py` applies guidance and knows which ids are legal.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Choice:
     temperature: float = 1.0
     top_k: int = 0  # 0: off
     top_p: float = 1.0  # 1: off
-    # for text: no word and no phrase of up to `REPEATED` pieces twice in a row, ignoring punctuation between them; none of the checkpoint's
+    # for text: no word or phrase of up to `REPEATED` pieces twice in a row, ignoring punctuation in between, and none of the checkpoint's
     # unrepeated words twice
     no_repeats: bool = False
 
@@ -50,7 +50,7 @@ class Choice:
         if not is_whole(self.top_k) or not 0 <= self.top_k < 2**31:
             raise UserError(f"top_k is {self.top_k!r}; it must be a whole number, 0 (off) or more")
         if not is_number(self.top_p) or not 0 < self.top_p <= 1:
-            raise UserError(f"top_p is {self.top_p!r}; it must lie in (0, 1]")
+            raise UserError(f"top_p is {self.top_p!r}; it must be in (0, 1]")
         for name, kind in (("temperature", float), ("top_k", int), ("top_p", float)):
             object.__setattr__(self, name, kind(getattr(self, name)))  # also from NumPy and torch
 
@@ -66,6 +66,24 @@ class DecodingSettings:
     text: Choice = AS_IT_IS
     guidance_scale: float = 1.0
     text_guidance_scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Constraints:
+    """Ids that are ruled out although the grammar allows them. They do not affect likelihoods, which are over all ids that the grammar
+    allows."""
+
+    forbid: tuple[int, ...] = ()
+    """Ids that are never chosen: those of another task, control characters."""
+    forbid_first: tuple[int, ...] = ()
+    """Ids that may not begin a text: blanks."""
+    # the others only matter with `Choice.no_repeats`
+    word_starts: Sequence[int] = ()
+    """Ids that begin a word."""
+    marks: Sequence[int] = ()
+    """Ids that are not words: commas, quotes. They are ignored between repeated words."""
+    unrepeated: Sequence[Sequence[int]] = ()
+    """The ids of each word that a text has at most once."""
 
 
 def choose(logits: Tensor, legal: Tensor | None, u: Tensor, choice: Choice) -> Tensor:
@@ -117,11 +135,12 @@ def narrow(logits: Tensor, choice: Choice) -> Tensor:
 
 
 def repetition_mask(words: Tensor, counts: Tensor, begins: Tensor, unrepeated: Tensor, width: int) -> Tensor:
-    """The ids that would repeat the phrase at the end of a text (a1 … an a1 … an, where a1 begins a word), or a word that is unrepeated: (B, width) bool.
+    """(B, width) bool: the ids that would repeat the phrase at the end of a text (a1 … an a1 … an, where a1 begins a word), or a word
+    that a text has at most once.
 
-    words (B, T) int64: the ids of each text without its marks, right-aligned; counts (B,): their number; begins (V,) bool: the ids that begin a word;
-    unrepeated (V,) int64: numbers of the words that a text has at most once, 0 for all other ids. An id that is ruled out cannot begin a longer word
-    either: "churchyard" after "church", if it has no id of its own.
+    words (B, T) int64: the ids of each text without its marks, right-aligned; counts (B,): their number; begins (V,) bool: the ids that
+    begin a word; unrepeated (V,) int64: numbers of the words that a text has at most once, 0 for all other ids. An id that is ruled out
+    cannot begin a longer word either: "churchyard" after "church", if it has no id of its own.
     """
     found, size = torch.zeros(len(words), width, dtype=torch.bool, device=words.device), words.shape[1]
     for n in range(1, min(REPEATED, (size + 1) // 2) + 1):
@@ -129,13 +148,13 @@ def repetition_mask(words: Tensor, counts: Tensor, begins: Tensor, unrepeated: T
         again = (counts >= 2 * n - 1) & begins[end[:, 0]] & (end[:, : n - 1] == end[:, n:]).all(1)
         last = end[:, n - 1 : n].clamp_max(width - 1)
         found.scatter_(1, last, found.gather(1, last) | again[:, None])
-    whole = torch.ones_like(words, dtype=torch.bool)  # not "church" in "churchyard", where the word goes on
+    whole = torch.ones_like(words, dtype=torch.bool)  # not "church" in "churchyard", where the word continues
     whole[:, :-1] = begins[words[:, 1:]]
     whole &= torch.arange(size, device=words.device) >= size - counts[:, None]
-    said = torch.zeros(len(words), len(unrepeated), dtype=torch.bool, device=words.device)  # by number: there are fewer words than ids
-    said.scatter_(1, torch.where(whole, unrepeated[words], 0), True)
-    said[:, 0] = False
-    return found | said[:, unrepeated[:width]]
+    used = torch.zeros(len(words), len(unrepeated), dtype=torch.bool, device=words.device)  # by number: there are fewer words than ids
+    used.scatter_(1, torch.where(whole, unrepeated[words], 0), True)
+    used[:, 0] = False
+    return found | used[:, unrepeated[:width]]
 
 
 def word_numbers(words: Sequence[Sequence[int]], size: int) -> Tensor:

@@ -37,14 +37,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main_plan(config: Config, args: argparse.Namespace) -> None:
     """Print the plan of a config with the options of `add_arguments`, and with --measure the memory of a real step.
 
-    Raises UserError for a training that it cannot plan."""
+    Raises UserError for a training that it cannot plan.
+    """
     if config.adapter.rank or config.dpo.pairs or config.words.train or config.grpo.rewards:
         raise UserError(
-            "--plan covers only the training of a whole model on pictures: its formulas know neither adapters nor the drawing and scoring of rewards. "
+            "--plan covers only the training of a whole model on pictures: "
+            "its formulas know neither adapters nor the drawing and scoring of rewards. "
             "Set adapter.rank=0 and leave dpo.pairs, words.train and grpo.rewards empty"
         )
-    told = {name: getattr(args, name) for name in ("gpu", "gpus", "samples", "caption_tokens", "mfu", "disk", "restart")}
-    plan = make_plan(config, **told)
+    options = {name: getattr(args, name) for name in ("gpu", "gpus", "samples", "caption_tokens", "mfu", "disk", "restart")}
+    plan = make_plan(config, **options)
     if note := taken_as(args.gpu):
         print(note)
     print(plan)

@@ -18,8 +18,8 @@ GPU_DAYS_PER_FAILURE = 16384 * 54 / 419
 def communication_bytes(parameters: int, *, stage: str, gpus: int, accumulation: int) -> float:
     """Bytes that each GPU sends in one step (ring algorithms, float32).
 
-    ddp, zero0: all-reduce of the gradients, 2 x 4P. zero1: reduce-scatter 4P, and all-gather of the new weights 4P. zero2: reduce-scatter with
-    every micro batch. zero3: also all-gather of the weights for each forward and backward pass; recomputed layers share the latter.
+    ddp, zero0: all-reduce of the gradients, 2 x 4P. zero1: reduce-scatter 4P, and all-gather of the new weights 4P. zero2: reduce-scatter
+    with every micro batch. zero3: also all-gather of the weights for each forward and backward pass; recomputed layers share the latter.
     """
     P = 4.0 * parameters * (gpus - 1) / gpus
     return {"ddp": 2 * P, "zero0": 2 * P, "zero1": 2 * P, "zero2": (accumulation + 1) * P, "zero3": 3 * accumulation * P}[stage]

@@ -14,7 +14,7 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Gpu:
-    """flops: dense bf16 peak; memory: as the driver reports it; link: to GPUs of its node, network: to other nodes, both in one direction."""
+    """flops: dense bf16 peak; memory: as the driver reports it; link, network: speed to GPUs of its node and to other nodes, one way."""
 
     name: str
     flops: float
@@ -44,9 +44,11 @@ USABLE = 0.92  # share of a GPU's memory for tensors; the rest is CUDA's context
 
 
 def find_gpu(name: str) -> Gpu:
-    """A GPU by name. Case, blanks, hyphens, "NVIDIA" and "GB" make no difference; a name without its memory (A100) is the first of that name.
+    """A GPU by name. Case, blanks, hyphens, "NVIDIA" and "GB" make no difference. A name without its memory size (A100) is the first of
+    that name.
 
-    Raises UserError listing the known ones."""
+    Raises UserError listing the known ones.
+    """
     asked, known = _spelled(name), {_spelled(one): one for one in GPUS}
     if asked in known:
         return GPUS[known[asked]]
@@ -61,7 +63,7 @@ def find_gpu(name: str) -> Gpu:
 
 
 def taken_as(name: str) -> str:
-    """What to say of a name that leaves the memory open; "" for all others."""
+    """A note about a name without its memory size; "" for all others."""
     gpu = find_gpu(name)
     others = [one for one in GPUS if one != gpu.name and one.partition("-")[0] == gpu.name.partition("-")[0]]
     if not others or _spelled(name) == _spelled(gpu.name):

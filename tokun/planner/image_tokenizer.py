@@ -28,7 +28,8 @@ class ImageSizes:
     quantizer: float  # distances to the codebook, one-hot codes and the like
 
     def memory(self, pictures: int, gpus: int) -> float:
-        """Memory of a training step on one of `gpus` GPUs with `pictures` each: weights, gradients, AdamW's moments, average, DDP's buckets, and VGG-16."""
+        """Memory of a training step on one of `gpus` GPUs with `pictures` each: weights, gradients, AdamW's moments, average, DDP's
+        buckets, and VGG-16."""
         return (24.0 if gpus > 1 else 20.0) * self.parameters + 59e6 + pictures * (self.saved + self.quantizer)
 
 

@@ -27,8 +27,8 @@ def layer_bytes_per_token(s: Shape, *, bf16: bool, dropout: bool, gpu: bool = Tr
         dropout        two masks of a byte                              2 H
 
     In float32 the linear layers share one input (8 H instead of 10 H) and attention and SwiGLU take twice as much. On a CPU the norm's
-    kernel is composed of parts that also keep the normed values, and masks have the dtype of what they mask. Not counted: in float32 a GPU has
-    no flash attention and keeps T x T tables for each head.
+    kernel is composed of parts that also keep the normed values, and masks have the dtype of what they mask. Not counted: in float32 a
+    GPU has no flash attention and keeps T x T tables for each head.
     """
     a = 2 if bf16 else 4
     norms = 8 * s.H + 8 + 4 * (s.Q + s.K + s.heads + s.kv_heads) + (0 if gpu else 8 * s.H + 4 * (s.Q + s.K))
@@ -76,10 +76,15 @@ def activation_bytes(
     at_once, head = chunk or rows, s.V * s.H
     filling = (rows - tokens) * (0 if chunk else 2 * s.H if bf16 else 4 * s.H)
     step = {
-        "activations": float(tokens * (kept + ends) + filling), "one_layer": float(tokens * layer), "logits": 4.0 * at_once * s.V, "loss": 16.0 * at_once * s.V,
+        "activations": float(tokens * (kept + ends) + filling),
+        "one_layer": float(tokens * layer),
+        "logits": 4.0 * at_once * s.V,
+        "loss": 16.0 * at_once * s.V,
         "bf16_weights": copy * ((0 if checkpointing else s.L * s.layer_matrices) + (0 if chunk else head)),
-        "layer_copies": copy * s.layer_matrices, "all_copies": copy * (s.L * s.layer_matrices + head), "bf16_logits": copy * at_once * s.V,
-    }  # fmt: skip
+        "layer_copies": copy * s.layer_matrices,
+        "all_copies": copy * (s.L * s.layer_matrices + head),
+        "bf16_logits": copy * at_once * s.V,
+    }
     made = 4.0 * tokens * s.H if chunk else 0.0
     of_head = {"head_gradient": 4.0, "head_products": 4.0 + copy, "head_copy": copy}
     return step | {"chunk_inputs": made, "chunk_gradients": made} | {k: v * head if chunk else 0.0 for k, v in of_head.items()}
@@ -114,9 +119,10 @@ def state_bytes(sizes: Sizes, *, stage: str, gpus: int, optimizer: str, bucket: 
 def peak_bytes(state: dict[str, float], step: dict[str, float], *, accumulation: int, checkpointing: bool) -> dict[str, float]:
     """Memory at the moments of a step that may be the peak, including the persistent state; the largest is the peak.
 
-    Gradients appear as activations are freed, so they do not add up: at the loss there are none yet (with one micro batch), at the end of
-    the backward pass hardly any activations. A chunked loss makes its gradients in the forward pass, with autocast's copy of the head. ZeRO's
-    step flattens its share of the gradients. Evaluation keeps a copy of the weights while the model holds the averaged ones.
+    Gradients appear as activations are freed, so they do not add up: at the loss there are no gradients yet (with one micro batch), and at
+    the end of the backward pass hardly any activations. A chunked loss makes its gradients in the forward pass, with autocast's copy of
+    the head. ZeRO's step flattens its share of the gradients. Evaluation keeps a copy of the weights while the model holds the averaged
+    ones.
     """
     stays = sum(v for k, v in state.items() if k != "gradients")
     before = stays + (state["gradients"] if accumulation > 1 else 0.0) + step["activations"]

@@ -86,10 +86,20 @@ def make_plan(
         moments = peak_bytes(state, step_of(micro, name), accumulation=accumulation, checkpointing=t.gradient_checkpointing)
         sent = communication_bytes(sizes.parameters, stage=name, gpus=gpus, accumulation=accumulation)
         memory[name] = {
-            "state": state, "moments": moments, "peak": max(moments.values()), "fits": max(moments.values()) <= USABLE * card.memory,
-            "largest_micro_batch": largest_micro_batch(state, functools.partial(step_of, stage=name), card, accumulation=accumulation, checkpointing=t.gradient_checkpointing),
-            "communication": sent, "communication_seconds": sent / (card.link if gpus <= GPUS_PER_NODE else card.network),
-        }  # fmt: skip
+            "state": state,
+            "moments": moments,
+            "peak": max(moments.values()),
+            "fits": max(moments.values()) <= USABLE * card.memory,
+            "largest_micro_batch": largest_micro_batch(
+                state,
+                functools.partial(step_of, stage=name),
+                card,
+                accumulation=accumulation,
+                checkpointing=t.gradient_checkpointing,
+            ),
+            "communication": sent,
+            "communication_seconds": sent / (card.link if gpus <= GPUS_PER_NODE else card.network),
+        }
     times = times_of(config, sizes, image, card, gpus, mfu, samples, memory[stage]["communication_seconds"])
     storage = _storage(config, sizes, image, samples)
     return Plan(
@@ -100,7 +110,7 @@ def make_plan(
 
 
 def deepspeed_stage(config: Config) -> tuple[str, dict[str, Any]]:
-    """('zero1', its bucket settings) of the config's DeepSpeed JSON, ('ddp', {}) without one. Raises FileNotFoundError for a missing file."""
+    """('zero1', its bucket settings) of the config's DeepSpeed JSON; ('ddp', {}) without one. Raises FileNotFoundError if it is missing."""
     if not config.train.deepspeed:
         return "ddp", {}
     path = shipped_configs.find(config.train.deepspeed, ".json")

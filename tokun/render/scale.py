@@ -1,4 +1,4 @@
-"""Larger pictures: each pixel repeated, smoothly enlarged, or drawn again from its traced drawing. Knows pictures, no models."""
+"""Larger pictures: with repeated pixels, smoothly enlarged, or drawn again from a traced drawing. Knows pictures, no models."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from tokun.utils.errors import UserError
 from tokun.utils.optional_packages import need
 
 METHODS = ("nearest", "lanczos", "svg")
-LARGEST = 32  # times; 128 px become 4096
+LARGEST = 32  # largest scale; 128 px become 4096
 FINE: tuple[int, int, int] = (12, 512, 3)  # as `svg.DETAILS`, for a drawing without a limit of bytes
 CUT = (176, 32, 24)
-PAGE = 8192  # px: about the width of a grid of pictures, whose pictures are reduced if there are many
+PAGE = 8192  # px: about the greatest width of a grid, whose pictures are reduced if there are many
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Enlarge:
         return scaled(image, self.scale, self.by)
 
     def record(self) -> dict[str, Any]:
-        """What samples.jsonl says of it: nothing for pictures as they are."""
+        """Its fields in samples.jsonl: none for pictures of their own size."""
         return {"scale": self.scale, "scale_by": self.by} if self.scale != 1 else {}
 
 
@@ -72,14 +72,14 @@ def require(scale: int, by: str) -> None:
 
 
 def grid(images: Sequence[Image.Image], captions: Sequence[str]) -> Image.Image:
-    """`grids.captioned_grid` of pictures that have been enlarged: those above its usual cell keep their size, unless the page gets wider than PAGE."""
+    """`grids.captioned_grid` of enlarged pictures: those above its usual cell keep their size, unless the page would be wider than PAGE."""
     side, columns = max(max(image.size) for image in images), math.ceil(math.sqrt(len(images)))
     return captioned_grid(images, captions, cell=max(LARGE, min(side, PAGE // columns)) if side > LARGE else None)
 
 
 def with_cut(image: Image.Image, box: tuple[float, float, float, float]) -> Image.Image:
-    """The picture with the border of the part in `box` (left, top, right, bottom, in shares of it) drawn in: 'RGB', enlarged until a line of a pixel
-    is thin. A border at the picture's own edge is left out."""
+    """The picture with the border of the part in `box` (left, top, right, bottom, in shares of it) marked: 'RGB', enlarged until a line one
+    pixel wide is thin. A border at the picture's own edge is left out."""
     large = scaled(image, max(1, math.ceil(LARGE / max(image.size)))).convert("RGB")
     (width, height), draw, line = large.size, ImageDraw.Draw(large), max(2, round(max(large.size) / 200))
     left, top, right, bottom = (round(share * side) for share, side in zip(box, (width, height) * 2))
@@ -94,7 +94,7 @@ def with_cut(image: Image.Image, box: tuple[float, float, float, float]) -> Imag
 
 
 def _dash(draw: ImageDraw.ImageDraw, ends: tuple[int, int, int, int], line: int, number: int) -> None:
-    """Red and white in turns, so that it is seen on light and on dark."""
+    """One dash, red or white by turns, so that the line is visible on light and dark pictures."""
     draw.line(ends, fill=CUT if number % 2 == 0 else "white", width=line)
 
 

@@ -23,7 +23,7 @@ from tokun.utils.errors import UserError
 from tokun.utils.optional_packages import need
 
 LEAST_BYTES = 400
-FEW_CELLS = 16  # pixels: a picture of at most this size is not traced, its pixels are drawn as cells
+FEW_CELLS = 16  # pixels: a picture of at most this size is not traced; its pixels are drawn as cells
 LARGEST_SCALE = 4  # most that a picture is enlarged for tracing
 LONGEST = 4096  # pixels of a side; larger pictures are scaled down first
 # layers, long side of the traced picture in pixels, smallest spot in pixels
@@ -54,7 +54,8 @@ def flat(image: Image.Image) -> Image.Image:
 
 
 def document(width: int, height: int, box: tuple[int, int], ground: np.ndarray, body: str) -> str:
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {box[0]} {box[1]}" preserveAspectRatio="none">'
+    shape = f'width="{width}" height="{height}" viewBox="0 0 {box[0]} {box[1]}" preserveAspectRatio="none"'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" {shape}>'
     return f'{head}<rect width="{box[0]}" height="{box[1]}" fill="{colour(ground)}"/>{body}</svg>'
 
 

@@ -1,4 +1,4 @@
-"""MP4: pictures as a short video that plays everywhere (H.264, 4:2:0), with the ffmpeg of imageio-ffmpeg. Knows pictures only."""
+"""MP4: pictures as a short video that plays everywhere (H.264, 4:2:0), made by the ffmpeg of imageio-ffmpeg. Knows pictures only."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ def require_ffmpeg() -> None:
 
 
 def write_mp4(images: Sequence[Image.Image], path: Path) -> None:
-    """Write the pictures forwards and backwards, so that the video loops. Different shapes are padded with white; odd sides grow by a pixel, as H.264 requires."""
+    """Write the pictures forwards and backwards, so that the video loops. Different shapes are padded with white. Odd sides grow by a
+    pixel, as H.264 requires."""
     require_ffmpeg()
     film = need("imageio_ffmpeg", extra="video")
     images = on_one_size(images)

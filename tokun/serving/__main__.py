@@ -2,8 +2,9 @@
 
     tokun serve --checkpoint runs/engraving --seed 42 --n 10000 --out outputs/
 
-Writes KEY.png, samples.jsonl and grid.png, each batch of 256 as it is drawn: the same command goes on after a kill. Sample k of seed s has the same noise as in `sample.py`. Its tokens are the same unless rounding
-differences between vLLM's kernels and ours change a choice, so use sample.py if every token counts. No guidance, no likelihoods.
+Writes KEY.png, samples.jsonl and grid.png, each batch of 256 as it is drawn: after a kill, run the same command again to resume.
+Sample k of seed s has the same noise as in `sample.py`. Its tokens are the same unless rounding differences between vLLM's kernels and
+ours change a choice, so use sample.py if every token counts. No guidance, no likelihoods.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ def main(argv: list[str] | None = None) -> None:
     model = load(args.checkpoint, device="cpu")  # for tokenizers and tags; vLLM loads the generator itself
     if model.defaults.text_guidance_scale != 1:
         print(
-            "serving: the checkpoint's text_guidance_scale is ignored, because it needs two streams per request; captions of sample.py fit their pictures better",
+            "serving: the checkpoint's text_guidance_scale is ignored, because it needs two streams per request; "
+            "captions of sample.py fit their pictures better",
             file=sys.stderr,
         )
     engine = open_engine(resolve(args.checkpoint) / GENERATOR, args.dtype)
@@ -49,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def open_engine(generator: Path, dtype: str) -> Any:
-    """vLLM's LLM with our processor, which needs the V1 model runner; each step waits for the ids of the previous one."""
+    """vLLM's LLM with our processor, which needs the V1 model runner. Each step waits for the ids of the previous one."""
     os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
     vllm = need("vllm", extra="serve")
     return vllm.LLM(model=str(generator), dtype=dtype, logits_processors=[PROCESSOR], async_scheduling=False)
@@ -63,7 +65,7 @@ class Drawn(Pair):
 
 
 def draw(model: Tokun, engine: Any, seed: int, numbers: range, plan: SamplingPlan) -> list[Pair]:
-    """These samples of the seed."""
+    """The samples of the seed with these numbers."""
     vllm, v = need("vllm", extra="serve"), model.vocabulary
     tags = model.tags_of(model.uniforms(seed, numbers), plan)
     prompts = [{"prompt_token_ids": sequences.image_prompt(v, t)} for t in tags]

@@ -1,11 +1,11 @@
-"""A model whose pairs a vLLM server draws: the ids come over HTTP, everything else is done here.
+"""A model whose pairs are drawn by a vLLM server: the ids come over HTTP, everything else is done here.
 
     model = served(tokun.load("runs/engraving"), "http://localhost:8000")
     pairs = model.sample(42, n=16)          # the ids of tokun.load("runs/engraving").sample(42, n=16, guidance_scale=1)
 
-The server is `vllm serve` with our logits processor (docs/guides/serving.md). It gets the uniforms of each pair, and so chooses what they choose.
-Likelihoods are computed here, and so are words with text guidance, captions, completions and inversions. Guidance of pictures would need two
-streams a request, which vLLM does not have: it is refused.
+The server is `vllm serve` with our logits processor (docs/guides/serving.md). It gets the uniforms of each pair, which determine its
+choices. Likelihoods are computed here, and so are words with text guidance, captions, completions and inversions. Guidance of pictures
+would need two streams per request, which vLLM does not have: it is refused.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Drawn = tuple[list[int], float, float, float]
 
 @dataclass
 class Server:
-    """A vLLM server with one generator. Raises UserError for an address that is none, and for a server that cannot be reached."""
+    """A vLLM server with one generator. Raises UserError for an invalid address and for a server that cannot be reached."""
 
     url: str
     """Its address: http://localhost:8000, with or without /v1."""
@@ -69,8 +69,8 @@ class Server:
             with urllib.request.urlopen(request, timeout=self.timeout) as response:
                 yield response
         except urllib.error.HTTPError as error:
-            told = error.read(2000).decode("utf-8", "replace")
-            raise UserError(f"--backend {self.url} answers {error.code}: {told[:300]}") from error
+            reason = error.read(2000).decode("utf-8", "replace")
+            raise UserError(f"--backend {self.url} answers {error.code}: {reason[:300]}") from error
         except (OSError, http.client.HTTPException) as error:
             raise UserError(f"--backend {self.url} cannot be reached ({first_line(error)}): start it with `{START}`") from error
         except (ValueError, KeyError, IndexError, TypeError) as error:
@@ -79,24 +79,29 @@ class Server:
             raise UserError(f"--backend {self.url} does not answer as vLLM does ({first_line(error)}): start it with `{START}`") from error
 
     def complete(
-        self, prompt: Sequence[int], most: int, extra: dict[str, Any], told: Callable[[list[int]], None] | None = None
+        self, prompt: Sequence[int], most: int, extra: dict[str, Any], report: Callable[[list[int]], None] | None = None
     ) -> list[int]:
-        """The ids that follow the prompt, at most `most`. `told` is called with all ids so far whenever some arrive."""
+        """The ids that follow the prompt, at most `most`. `report` is called with all ids so far whenever some arrive."""
         body = {
-            "model": self.name, "prompt": list(prompt), "max_tokens": most, "temperature": 1.0, "return_token_ids": True, "vllm_xargs": extra,
-            "stream": told is not None,
-        }  # fmt: skip
-        if told is None:
+            "model": self.name,
+            "prompt": list(prompt),
+            "max_tokens": most,
+            "temperature": 1.0,
+            "return_token_ids": True,
+            "vllm_xargs": extra,
+            "stream": report is not None,
+        }
+        if report is None:
             with self.answer("completions", body) as response:
                 return list(json.load(response)["choices"][0]["token_ids"])
         ids: list[int] = []
-        for more in self.streamed(body):  # an error of `told` is its own, not the server's
+        for more in self.streamed(body):  # outside `answer`: an error of `report` is not the server's
             ids += more
-            told(ids)
+            report(ids)
         return ids
 
     def streamed(self, body: dict[str, Any]) -> Iterator[list[int]]:
-        """The ids of an answer as they come."""
+        """The ids of an answer as they arrive."""
         with self.answer("completions", body) as response:
             for line in response:
                 data = line.decode().removeprefix("data:").strip()
@@ -108,24 +113,33 @@ class Server:
 
 
 class Served(Tokun):
-    """A Tokun whose pairs are drawn by a server; by `served`."""
+    """A Tokun whose pairs are drawn by a server. Made by `served`."""
 
     server: Server
 
     def sequences_from(
-        self, u: Tensor, tags: Sequence[Tags], how: DecodingSettings, *, caption: list[int] | None = None, forced: Tensor | None = None,
+        self,
+        u: Tensor,
+        tags: Sequence[Tags],
+        how: DecodingSettings,
+        *,
+        caption: list[int] | None = None,
+        forced: Tensor | None = None,
         watch: Watch | None = None,
-    ) -> list[Drawn]:  # fmt: skip
-        """As of Tokun. Raises UserError for guidance of pictures, an adapter, and a server that cannot be reached or draws no pairs of this model."""
-        if forced is not None:  # some ids are given: here
+    ) -> list[Drawn]:
+        """As `Tokun.sequences_from`. Raises UserError for guidance of pictures, for an adapter, and for a server that cannot be reached or
+        does not draw pairs of this model."""
+        if forced is not None:  # the server takes no given ids
             return super().sequences_from(u, tags, how, caption=caption, forced=forced, watch=watch)
         if how.guidance_scale != 1:
             raise UserError(
-                f"guidance_scale is {how.guidance_scale:g}, but a vLLM server draws pictures without guidance: leave it at 1, or draw without --backend"
+                f"guidance_scale is {how.guidance_scale:g}, but a vLLM server draws pictures without guidance: "
+                "leave it at 1, or draw without --backend"
             )
         if self.adapter:
             raise UserError(
-                f"the adapter {self.adapter} is not on the server {self.server.url}: draw without --backend, or serve a checkpoint it is merged into"
+                f"the adapter {self.adapter} is not on the server {self.server.url}: "
+                "draw without --backend, or serve a checkpoint it is merged into"
             )
         v = self.vocabulary
         guided = how.text_guidance_scale != 1 and caption is None
@@ -139,11 +153,11 @@ class Served(Tokun):
         extra = asked(how.image, how.text)
 
         def draw(row: int) -> list[int]:
-            told, prompt = None, prompts[row]
+            report, prompt = None, prompts[row]
             if watch is not None and row == 0:
-                tell = self._telling(watch, len(prompt))
-                told = lambda ids: tell(torch.tensor([[*prompt, *ids]]))  # noqa: E731
-            answer = self.server.complete(prompt, most[row], {**extra, "tokun_uniforms": pack(u[row])}, told)
+                reporting = self._reporting(watch, len(prompt))
+                report = lambda ids: reporting(torch.tensor([[*prompt, *ids]]))  # noqa: E731
+            answer = self.server.complete(prompt, most[row], {**extra, "tokun_uniforms": pack(u[row])}, report)
             return self.checked([*prompt, *answer], len(prompt), counts[row], whole=not guided)
 
         pool = ThreadPoolExecutor(min(CLIENTS, len(prompts)))
@@ -159,7 +173,7 @@ class Served(Tokun):
         return list(zip(made, drawn, written, [0.0] * len(made)))
 
     def checked(self, ids: list[int], prompt: int, n_codes: int, *, whole: bool) -> list[int]:
-        """The ids, if they are a pair, or its beginning up to the end of its picture. Raises UserError otherwise."""
+        """The ids, if they are a pair or (without `whole`) its beginning up to the end of its picture. Raises UserError otherwise."""
         v = self.vocabulary
         good = sequences.is_picture(v, ids[prompt:], n_codes)
         try:
@@ -169,8 +183,8 @@ class Served(Tokun):
             good = False
         if not good:
             raise UserError(
-                f"--backend {self.server.url} answered {ids[prompt : prompt + 4]} …, {len(ids) - prompt} ids, which are no picture and words of this model: "
-                f"it serves another checkpoint, or was not started with `{START}`"
+                f"--backend {self.server.url} answered {ids[prompt : prompt + 4]} …, {len(ids) - prompt} ids, "
+                f"which are no picture and words of this model: it serves another checkpoint, or was not started with `{START}`"
             )
         return ids
 
@@ -187,9 +201,10 @@ class Served(Tokun):
 
 
 def served(model: Tokun, url: str) -> Served:
-    """The model, with its pairs drawn by the server at `url`. Pictures are drawn without guidance unless it is asked for, which is refused.
+    """The model, with its pairs drawn by the server at `url`. Pictures are drawn without guidance; requests for it are refused.
 
-    Raises UserError for a server that cannot be reached, and for a model with an adapter."""
+    Raises UserError for a server that cannot be reached, and for a model with an adapter.
+    """
     if model.adapter:
         raise UserError(f"--backend {url} knows no adapter, and the model uses {model.adapter}: leave one of them out")
     made = Served(**{each.name: getattr(model, each.name) for each in fields(Tokun)})
@@ -199,13 +214,16 @@ def served(model: Tokun, url: str) -> Served:
 
 
 def asked(image: Choice, text: Choice) -> dict[str, Any]:
-    """The extra arguments of a request that say how its ids are chosen."""
+    """The extra arguments of a request that determine how its ids are chosen."""
     return {
-        "tokun_temperature": image.temperature, "tokun_text_temperature": text.temperature, "tokun_top_k": image.top_k, "tokun_top_p": image.top_p,
+        "tokun_temperature": image.temperature,
+        "tokun_text_temperature": text.temperature,
+        "tokun_top_k": image.top_k,
+        "tokun_top_p": image.top_p,
         "tokun_no_repeats": int(text.no_repeats),
-    }  # fmt: skip
+    }
 
 
 def pack(u: Tensor) -> str:
-    """Uniforms (slots,) for `tokun_uniforms`."""
+    """The uniforms (slots,) as text, for `tokun_uniforms`."""
     return base64.b64encode(u.detach().cpu().numpy().astype("<f4").tobytes()).decode()

@@ -1,7 +1,7 @@
-"""The span grammar for external engines: the ids that may come next, and the one a seed's latent picks. Knows ids, no engine.
+"""The span grammar for external engines: the ids that may come next, and the one that a seed's latent picks. Knows ids, no engine.
 
-A row is a request: the ids of its prompt and those generated so far. `RequestGrammar.apply` masks the logits so that only the ids that
-`sampling.generate` would choose from remain or, for a row with a seed, only the id it would choose.
+A row is a request: the ids of its prompt and those generated so far. `RequestGrammar.apply` masks the logits. What remains are the ids
+that `sampling.generate` would choose from or, for a row with a seed, the one id that it would choose.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ from torch import Tensor
 from tokun.inference import latents, sampling
 from tokun.inference.checkpoint_folder import read_settings
 from tokun.inference.folders import SAMPLING, TEXT_TOKENIZER, VOCABULARY
-from tokun.inference.text_token_classes import after_a_letter, forbidden_text_of, ids_of_words, marks, word_starts
-from tokun.inference.token_choice import Choice, DecodingSettings, repetition_mask, word_numbers
-from tokun.tokenizers import sequences
+from tokun.inference.text_token_classes import constraints_of
+from tokun.inference.token_choice import Choice, Constraints, DecodingSettings, repetition_mask, word_numbers
 from tokun.tokenizers.grammar import IMAGE_STATES, START, STATES, TEXT_STATES
 from tokun.tokenizers.text import text_tokenizer_at
 from tokun.tokenizers.vocabulary import Vocabulary
@@ -29,10 +28,18 @@ TEXT = [STATES.index(state) for state in TEXT_STATES]
 
 
 def changed(
-    settings: DecodingSettings, *, temperature: float | None = None, text_temperature: float | None = None, top_k: int | None = None,
-    top_p: float | None = None, no_repeats: bool | None = None,
-) -> DecodingSettings:  # fmt: skip
-    """The settings with these values where they are given: `temperature` and `top_k` of codes, `top_p` of both. Raises UserError outside their range."""
+    settings: DecodingSettings,
+    *,
+    temperature: float | None = None,
+    text_temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    no_repeats: bool | None = None,
+) -> DecodingSettings:
+    """The settings with the given values. `temperature` and `top_k` apply to codes, `top_p` to codes and text.
+
+    Raises UserError for values outside their range.
+    """
     image = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     text = {"temperature": text_temperature, "no_repeats": no_repeats, "top_p": top_p}
     given = [{name: value for name, value in new.items() if value is not None} for new in (image, text)]
@@ -52,42 +59,42 @@ class RowState:
     read: int = 0
     broken: bool = False  # the prompt does not fit the grammar: only the end may follow
     settings: DecodingSettings = field(default_factory=DecodingSettings)
-    said: list[int] = field(default_factory=list)  # the words of its current text, without marks
+    words: list[int] = field(default_factory=list)  # of its current text, without marks
 
 
 class RequestGrammar:
-    """`image` and `text`: how codes and words are chosen, unless a request asks otherwise; `forbid`, `forbid_first`, `word_starts` and `marks` as in
-    `sampling.generate`."""
+    """The ids that requests to a model may choose. `settings`: how codes and words are chosen, unless a request asks otherwise; guidance
+    is ignored."""
 
-    def __init__(
-        self, vocabulary: Vocabulary, *, image: Choice, text: Choice, forbid: Sequence[int] = (), forbid_first: Sequence[int] = (),
-        word_starts: Sequence[int] = (), marks: Sequence[int] = (), unrepeated: Sequence[Sequence[int]] = (),
-    ):  # fmt: skip
+    def __init__(self, vocabulary: Vocabulary, settings: DecodingSettings, constraints: Constraints):
         v = self.vocabulary = vocabulary
-        self.settings = DecodingSettings(image, text)
+        self.settings, self.constraints = settings, constraints
         self.slots = latents.Slots(v.max_codes, v.max_text)
-        self.forbid, self.forbid_first = tuple(forbid), tuple(forbid_first)
-        self.word_starts, self.marks = torch.zeros(v.size, dtype=torch.bool), frozenset(marks)
-        self.word_starts[list(word_starts)] = True
-        self.unrepeated = word_numbers(unrepeated, v.size)
+        self.word_starts, self.marks = torch.zeros(v.size, dtype=torch.bool), frozenset(constraints.marks)
+        self.word_starts[list(constraints.word_starts)] = True
+        self.unrepeated = word_numbers(constraints.unrepeated, v.size)
 
     @classmethod
     def of_checkpoint(cls, folder: Path) -> RequestGrammar:
         """With the settings in the checkpoint's sampling.json, for pictures with captions, not questions."""
         v, settings = Vocabulary.load(folder / VOCABULARY), read_settings(folder / SAMPLING)
         d = settings.defaults
-        tokenizer = text_tokenizer_at(folder / TEXT_TOKENIZER)
-        (control, blank), after = forbidden_text_of(tokenizer, v), after_a_letter(tokenizer, v)
         image, text = Choice(d.temperature, d.top_k, d.top_p), Choice(d.text_temperature, 0, d.top_p, d.no_repeats)
-        return cls(
-            v, image=image, text=text, forbid=(*sequences.other_tasks(v), *control), forbid_first=blank, word_starts=word_starts(after), marks=marks(after),
-            unrepeated=ids_of_words(after, settings.unrepeated_words),
-        )  # fmt: skip
+        constraints = constraints_of(text_tokenizer_at(folder / TEXT_TOKENIZER), v, settings.unrepeated_words)
+        return cls(v, DecodingSettings(image, text), constraints)
 
     def row(
-        self, prompt: Sequence[int], written: Sequence[int], seed: int | None = None, index: int = 0, *, u: Tensor | None = None, settings: DecodingSettings | None = None
-    ) -> RowState:  # fmt: skip
-        """A request. With a seed, its latent `index` decides; or the uniforms u (slots.size,) do, and for a u of another size only the end may follow.
+        self,
+        prompt: Sequence[int],
+        written: Sequence[int],
+        seed: int | None = None,
+        index: int = 0,
+        *,
+        u: Tensor | None = None,
+        settings: DecodingSettings | None = None,
+    ) -> RowState:
+        """A request. With a seed, its latent `index` decides, or else the uniforms u (slots.size,). For a u of another size only the end
+        may follow.
 
         Raises UserError for an invalid seed."""
         row = RowState(prompt, written, self.vocabulary.n_codes([]), settings=settings or self.settings)
@@ -106,12 +113,13 @@ class RequestGrammar:
             row.broken = state < 0 and row.read < len(row.prompt)
             if state < 0 and not row.broken:
                 raise RuntimeError(
-                    f"id {token} was generated in a {STATES[row.state]} span: turn off the engine's asynchronous scheduling and speculative decoding"
+                    f"id {token} was generated in a {STATES[row.state]} span: "
+                    "turn off the engine's asynchronous scheduling and speculative decoding"
                 )
             if state != row.state:
-                row.said = []
+                row.words = []
             elif state in TEXT and token not in self.marks:
-                row.said.append(token)
+                row.words.append(token)
             row.state, row.length, row.n_codes, row.read = state, length, n_codes, row.read + 1
 
     def legal(self, rows: Sequence[RowState], device: torch.device | str = "cpu") -> Tensor:
@@ -122,17 +130,17 @@ class RequestGrammar:
         broken = torch.tensor([row.broken for row in rows], device=device)
         states = torch.tensor([START if row.broken else row.state for row in rows], device=device)
         lengths, n_codes = (torch.tensor([getattr(row, name) for row in rows], device=device) for name in ("length", "n_codes"))
-        _, ruled = grammar.chosen_from(self.forbid, self.forbid_first, v.size)
+        _, ruled = grammar.chosen_from(self.constraints.forbid, self.constraints.forbid_first, v.size)
         legal = ruled[grammar.case(states, lengths, grammar.limit(states, n_codes))]
-        if writing := [i for i, row in enumerate(rows) if row.settings.text.no_repeats and row.state in TEXT and row.said]:
-            legal[writing] &= ~self.repeats([rows[i].said for i in writing]).to(legal.device)
+        if writing := [i for i, row in enumerate(rows) if row.settings.text.no_repeats and row.state in TEXT and row.words]:
+            legal[writing] &= ~self.repeats([rows[i].words for i in writing]).to(legal.device)
         legal[broken] = torch.arange(v.size, device=device) == v.id("<eos>")
         return legal
 
-    def repeats(self, said: Sequence[Sequence[int]]) -> Tensor:
+    def repeats(self, texts: Sequence[Sequence[int]]) -> Tensor:
         """(B, V) bool: the ids that would repeat the phrase at the end of each text without marks."""
-        counts = torch.tensor([len(own) for own in said])
-        words = torch.tensor([[0] * (int(counts.max()) - len(own)) + [*own] for own in said], dtype=torch.long)
+        counts = torch.tensor([len(own) for own in texts])
+        words = torch.tensor([[0] * (int(counts.max()) - len(own)) + [*own] for own in texts], dtype=torch.long)
         return repetition_mask(words, counts, self.word_starts, self.unrepeated, self.vocabulary.size)
 
     def apply(self, logits: Tensor, rows: Sequence[RowState]) -> Tensor:
@@ -160,6 +168,7 @@ class RequestGrammar:
 
 
 def unread(row: RowState) -> Iterator[int]:
+    """The ids of a row that its state does not include yet."""
     behind = len(row.prompt)
     if row.read >= behind:
         return islice(row.written, row.read - behind, None)

@@ -9,7 +9,7 @@ Extra arguments of a request (`extra_args`; `vllm_xargs` over HTTP):
     tokun_temperature …        with either: `grammar.changed`; the default is the checkpoint's
 
 A request without the first three is sampled by vLLM within the grammar, with the request's settings. Interface:
-vllm.v1.sample.logits_processor, documented in vLLM's "Custom Logits Processors". docs/guides/serving.md says what was run.
+vllm.v1.sample.logits_processor, documented in vLLM's "Custom Logits Processors". docs/guides/serving.md lists what was run.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, MoveDirectionality  # pyright: ignore[reportMissingImports]  # not in the extra all
+
+# vllm is not in the extra `all`
+from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, MoveDirectionality  # pyright: ignore[reportMissingImports]
 
 from tokun.inference import latents
 from tokun.inference.token_choice import DecodingSettings
@@ -33,7 +35,7 @@ SETTINGS = ("temperature", "text_temperature", "top_k", "top_p", "no_repeats")
 
 
 class SpanProcessor(LogitsProcessor):
-    """Keeps a row for each position in vLLM's batch, and masks its logits."""
+    """Keeps the state of each row in vLLM's batch, and masks its logits."""
 
     def __init__(self, vllm_config: Any, device: Any, is_pin_memory: bool):
         self.grammar = RequestGrammar.of_checkpoint(Path(vllm_config.model_config.model).parent)  # beside generator/
@@ -80,13 +82,13 @@ def sample_of(sampling_params: Any) -> dict[str, Any]:
 
 
 def settings_of(sampling_params: Any) -> dict[str, Any]:
-    """How ids are chosen, as far as a request says so."""
+    """The settings of how ids are chosen that a request gives."""
     extra = getattr(sampling_params, "extra_args", None) or {}
     return {name: extra[f"tokun_{name}"] for name in SETTINGS if f"tokun_{name}" in extra}
 
 
 def unpack(text: object) -> Tensor:
-    """The uniforms of `tokun_uniforms`, float32 (slots,). Raises UserError for what is none."""
+    """The uniforms in `tokun_uniforms`, float32 (slots,). Raises UserError for anything else."""
     try:
         u = np.frombuffer(base64.b64decode(str(text), validate=True), "<f4").astype(np.float32)
     except (binascii.Error, ValueError) as error:
