@@ -1,4 +1,6 @@
-"""Promises of tokun/models/alignment.py and tokun/training/alignment.py: what a picture shows is predicted while it is drawn, and the head leaves no trace."""
+"""Promises of tokun/models/alignment.py and tokun/training/alignment.py: what a picture shows is predicted while it is drawn.
+
+The head leaves no trace."""
 
 import copy
 import json

@@ -59,7 +59,8 @@ def test_a_shard_that_is_replaced_meanwhile_is_noticed_whatever_its_size(museum,
 
 ROWS = (
     HEAD
-    + "a\t1\tship\tA ship in a storm.\tThe sea is up.\nb\t0\tother\tA page.\t\nc\t1\tbird\tTwo owls on a branch.\t\ne\t1\tbird\tAn owl.\t\nz\t1\tbird\tA crow.\t\n"
+    + "a\t1\tship\tA ship in a storm.\tThe sea is up.\nb\t0\tother\tA page.\t\nc\t1\tbird\tTwo owls on a branch.\t\n"
+    + "e\t1\tbird\tAn owl.\t\nz\t1\tbird\tA crow.\t\n"
 )
 
 
@@ -280,12 +281,12 @@ def test_training_on_the_new_folder_is_offered_with_a_word_on_the_registers(muse
     said = capsys.readouterr().out
     out = tmp_path / "out"
     assert (
-        f"tokun train --config lora start=bundled 'data.train={out}/train-*.tar' 'data.val={out}/val-*.tar' train.plain_share=0.7 out=runs/mine-lora"
-        in said
+        f"tokun train --config lora start=bundled 'data.train={out}/train-*.tar' 'data.val={out}/val-*.tar' train.plain_share=0.7 "
+        "out=runs/mine-lora" in said
     )
     assert (
-        "Beside plain there are captions of the registers alt, era, poetic: lora trains on the plain captions alone; with train.plain_share=0.7, as above"
-        in said
+        "Beside plain there are captions of the registers alt, era, poetic: lora trains on the plain captions alone; with "
+        "train.plain_share=0.7, as above" in said
     )
     assert said.index("tokun train") < said.index("tokun questions")
 

@@ -1,4 +1,6 @@
-"""Promises of data_tools/text and of images/measure.py, judge.py and trim.py, on pictures drawn on the spot and on real engravings where they are at hand."""
+"""Promises of data_tools/text and of images/measure.py, judge.py and trim.py, on pictures drawn on the spot.
+
+On real engravings, too, where they are at hand."""
 
 from __future__ import annotations
 
@@ -257,9 +259,12 @@ def test_what_is_no_part_of_a_caption_goes(raw, text):
 @pytest.mark.parametrize(
     "text",
     [
-        "Figure skating in Holland", "Plate of fruit", "No. 12 Downing Street", "1812. The retreat", "2 < 3 wolves and 5 > 4", "A page of Caxton",
+        "Figure skating in Holland", "Plate of fruit", "No. 12 Downing Street", "1812. The retreat", "2 < 3 wolves and 5 > 4",
+        "A page of Caxton",
         "King Charles I", "Edward the Confessor's chapel, and the Abbot's house", "Carriage drawn by oxen", "By the river", "The Mosquito.",
-        "1. The boat-house; 2. The ships", "I—I beg your pardon!", "Hornet, the", "Part of the ruins", "A scene in Spain", "Old bits: 1. A door. 2. A gate. 3. A wall.", "A map-seller", "Capital of a Column (destroyed), Paris. (Eleventh Century.)", "...and left",
+        "1. The boat-house; 2. The ships", "I—I beg your pardon!", "Hornet, the", "Part of the ruins", "A scene in Spain",
+        "Old bits: 1. A door. 2. A gate. 3. A wall.", "A map-seller", "Capital of a Column (destroyed), Paris. (Eleventh Century.)",
+        "...and left",
     ],
 )  # fmt: skip
 def test_a_good_caption_stays_as_it_is(text):
@@ -269,7 +274,8 @@ def test_a_good_caption_stays_as_it_is(text):
 
 @pytest.mark.parametrize(
     "raw",
-    ["Fig. 12", "Figs. 1., 2., and 3.", "Frontispiece", "[Illustration]", "Plate IV.", "Tailpiece", "Illo7", "i_012.jpg", "B", "12", "* * *",
+    ["Fig. 12", "Figs. 1., 2., and 3.", "Frontispiece", "[Illustration]", "Plate IV.", "Tailpiece", "Illo7", "i_012.jpg", "B", "12",
+     "* * *",
      "Title page", "[Click to see full-resolution scan]", "Page 5", "From a photograph by Brady", "List of Illustrations"],
 )  # fmt: skip
 def test_a_label_alone_counts_as_missing(raw):
@@ -316,7 +322,8 @@ def test_a_long_caption_ends_at_a_sentence_or_is_ambiguous():
 @pytest.mark.parametrize(
     "text, tag",
     [
-        ("The wolf and the lamb", "en"), ("Vue de la ville de Paris", "fr"), ("Das Schloß in der Stadt", "de"), ("Motacilla yarrelli", "und"), ("", "und"),
+        ("The wolf and the lamb", "en"), ("Vue de la ville de Paris", "fr"), ("Das Schloß in der Stadt", "de"),
+        ("Motacilla yarrelli", "und"), ("", "und"),
         ("Vista de la ciudad y los montes", "es"), ("Veduta della città di Roma", "it"), ("Arma virumque cano, quae non sunt", "la"),
     ],
 )  # fmt: skip
@@ -325,8 +332,10 @@ def test_the_language_is_told_by_its_stop_words(text, tag):
 
 
 PIECES = st.sampled_from(
-    ["<b>", "</p>", "<img src=", "&lt;i&gt;", "&amp;", "[Illustration: ", "]", "[Pg 3]", "{1}", "(", ")", "Fig. 1.", "PLATE IV.", "— ", "--", "''", "_", '"',
-     "THE WOLF", "The lamb. ", "From a photograph by A. B. ", "1.", " ", "\n", "\x00", "\ud800", "\u202e", "é", "e\u0301", "…", "page 12", "See larger image", "IX",
+    ["<b>", "</p>", "<img src=", "&lt;i&gt;", "&amp;", "[Illustration: ", "]", "[Pg 3]", "{1}", "(", ")", "Fig. 1.", "PLATE IV.", "— ",
+     "--", "''", "_", '"',
+     "THE WOLF", "The lamb. ", "From a photograph by A. B. ", "1.", " ", "\n", "\x00", "\ud800", "\u202e", "é", "e\u0301", "…", "page 12",
+     "See larger image", "IX",
      "Chapter IV", "of ", ". ", "?", "<!--", "-->", "<p ", "a. lung; ", "Frontispiece", "(see page 3).", "Drawn by A. B", "To face p. 3"]
 )  # fmt: skip
 
@@ -341,8 +350,9 @@ def test_any_text_becomes_one_clean_line_and_cleaning_again_changes_nothing(raw)
     text.encode("utf-8")
 
 
-@pytest.mark.parametrize("piece", ["<", "<!--", "<p ", "[", "[Illustration: ", "(see ", "a, ", "a, b c; ", "X., ", "I", "IV", "1, ", " .", "''", "--", "_", "12; ",
-                                   "the ", "page 1 ", "From a ", "&amp;", "drawn by A", "figs 1, 2 and ", "to face page "])  # fmt: skip
+@pytest.mark.parametrize("piece", ["<", "<!--", "<p ", "[", "[Illustration: ", "(see ", "a, ", "a, b c; ", "X., ", "I", "IV", "1, ", " .",
+                                   "''", "--", "_", "12; ", "the ", "page 1 ", "From a ", "&amp;", "drawn by A",
+                                   "figs 1, 2 and ", "to face page "])  # fmt: skip
 def test_no_text_is_slow(piece):
     start = time.process_time()
     clean_caption(piece * (40_000 // len(piece)))

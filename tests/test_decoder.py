@@ -159,7 +159,8 @@ def test_another_architecture_samples_through_its_own_forward(tiny_model):
     assert isinstance(open_stream(llama, [torch.tensor([prompt])], 60), HubStreams)
     u = latents.uniform(latents.draw(3, range(3), tiny_model.slots.size))
     made = [
-        sampling.generate(llama, v, torch.tensor([prompt] * len(rows)), u[rows], tiny_model.slots, forbid=(v.id("<boq>"),), guidance_scale=scale, unconditional_image=torch.tensor([[v.id("<bos>"), v.id("<boi>")]] * len(rows)))
+        sampling.generate(llama, v, torch.tensor([prompt] * len(rows)), u[rows], tiny_model.slots, forbid=(v.id("<boq>"),),
+            guidance_scale=scale, unconditional_image=torch.tensor([[v.id("<bos>"), v.id("<boi>")]] * len(rows)))
         for scale in (1.0, 2.0) for rows in ([0, 1, 2], [2])
     ]  # fmt: skip
     for many, one in (made[:2], made[2:]):

@@ -314,8 +314,8 @@ def test_samples_of_another_seed_are_refused(tiny_model, tmp_path):
 
 
 def test_the_command_measures_choices_as_they_are_asked_for(checkpoint_folder, tiny_model, toy_shards, tmp_path):
-    command.main(["--checkpoint", str(checkpoint_folder), "--shards", str(toy_shards), "--n-samples", "2", "--seed", "5", "--only", "viewer",
-                   "--viewer-n", "1", "--best-of", "4", "--reward", "likelihood", "--out", str(tmp_path)])  # fmt: skip
+    command.main(["--checkpoint", str(checkpoint_folder), "--shards", str(toy_shards), "--n-samples", "2", "--seed", "5",
+                   "--only", "viewer", "--viewer-n", "1", "--best-of", "4", "--reward", "likelihood", "--out", str(tmp_path)])  # fmt: skip
     record = json.loads((tmp_path / "samples" / "samples.json").read_text())
     assert (record["best_of"], record["reward"]) == (4, "likelihood")
     lines = (tmp_path / "samples" / "samples.jsonl").read_text(encoding="utf-8").splitlines()
@@ -324,8 +324,9 @@ def test_the_command_measures_choices_as_they_are_asked_for(checkpoint_folder, t
 
 
 def test_the_json_holds_what_the_table_shows(checkpoint_folder, toy_shards, network, tmp_path, capsys):
-    arguments = ["--checkpoint", str(checkpoint_folder), "--shards", str(toy_shards), "--train-shards", str(toy_shards), "--features", str(network),
-                 "--n-held-out", "16", "--n-samples", "4", "--seed", "5", "--only", "doctor,images,memorisation", "--out", str(tmp_path)]  # fmt: skip
+    arguments = ["--checkpoint", str(checkpoint_folder), "--shards", str(toy_shards), "--train-shards", str(toy_shards),
+                 "--features", str(network), "--n-held-out", "16", "--n-samples", "4", "--seed", "5",
+                 "--only", "doctor,images,memorisation", "--out", str(tmp_path)]  # fmt: skip
     command.main(arguments)
     shown = capsys.readouterr().out.strip()
     record = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
@@ -412,7 +413,8 @@ def test_a_room_that_cannot_be_measured_is_a_line_and_the_others_go_on(checkpoin
     (["--features", "none.pth"], r"--features none\.pth is not a file; name the weights"),
     (["--others", "none"], "--others none is not a folder"),
     (["--checkpoint", "none"], "is neither a local folder nor a Hugging Face Hub id"),
-    (["--recognition", "none.pth"], r"^--recognition none\.pth is not a file; name the weights of SqueezeNet 1\.1, or give efficientnet-lite0$"),
+    (["--recognition", "none.pth"],
+     r"^--recognition none\.pth is not a file; name the weights of SqueezeNet 1\.1, or give efficientnet-lite0$"),
     (["--aesthetic", "none.pth"], r"^--aesthetic none\.pth is not a file; name an aesthetic head"),
     (["--clip", "ViT-B-32"], "^--clip ViT-B-32 names no weights: give .* or a folder$"),
     (["--judge", "runs/none"], "^--judge runs/none names no weights: give .* or a folder$"),
@@ -534,8 +536,10 @@ def test_every_room_measures_a_model_of_several_shapes(shaped_folder, shaped_sha
     (tmp_path / "others").mkdir()
     for name, size in (("a", (90, 40)), ("b", (40, 90))):
         Image.effect_noise(size, 90).save(tmp_path / "others" / f"{name}.png")
-    arguments = ["--checkpoint", str(shaped_folder), "--shards", str(shaped_shards), "--train-shards", str(shaped_shards), "--features", str(network), "--viewer-n", "4",
-                 "--n-samples", "6", "--viewer-of", "reconstructions", "--others", str(tmp_path / "others"), "--only", "doctor,images,words,coherence,memorisation,viewer", "--out", str(tmp_path)]  # fmt: skip
+    arguments = ["--checkpoint", str(shaped_folder), "--shards", str(shaped_shards), "--train-shards", str(shaped_shards),
+                 "--features", str(network), "--viewer-n", "4", "--n-samples", "6", "--viewer-of", "reconstructions",
+                 "--others", str(tmp_path / "others"), "--only", "doctor,images,words,coherence,memorisation,viewer",
+                 "--out", str(tmp_path)]  # fmt: skip
     command.main(arguments)
     record = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))["figures"]
     missing = {figure["name"]: figure["note"] for figures in record.values() for figure in figures if figure["value"] is None}

@@ -1,4 +1,4 @@
-"""Promises of tokun/align/grpo.py and reward_hacking.py: a checkpoint learns from a reward, goes on exactly, and a reward that is hacked is caught."""
+"""Promises of tokun/align/grpo.py and reward_hacking.py: a checkpoint learns from a reward, goes on exactly, and a hacked one is caught."""
 
 import json
 import os
@@ -25,9 +25,11 @@ pytestmark = needs("accelerate", reason="training needs the extra 'train'")
 
 TREE = {
     "threads": 1,
-    "train": {"steps": 3, "batch_size": 8, "lr": 3e-3, "warmup_steps": 1, "weight_decay": 0.0, "precision": "no", "log_every": 1, "save_every": 1,
+    "train": {"steps": 3, "batch_size": 8, "lr": 3e-3, "warmup_steps": 1, "weight_decay": 0.0, "precision": "no", "log_every": 1,
+        "save_every": 1,
               "eval_every": 100, "sample_every": 100, "max_grad_norm": 1.0},
-    "grpo": {"rewards": [{"kind": "tests.test_grpo:paper"}], "judges": [{"kind": "tests.test_grpo:lines"}], "group_size": 4, "eval_n": 24, "kl": 0.0,
+    "grpo": {"rewards": [{"kind": "tests.test_grpo:paper"}], "judges": [{"kind": "tests.test_grpo:lines"}], "group_size": 4, "eval_n": 24,
+        "kl": 0.0,
              "least_entropy": 0.0},
     "sampling": {"n": 0},
     "tracking": {"kind": "none"},
@@ -163,8 +165,8 @@ def test_a_reward_that_a_white_page_wins_is_reached_and_called_hacked(checkpoint
 
 def record(reward, judge, *, diversity=1.0, near=0.0):
     n = len(reward)
-    return {"asked": {"n": n}, "rewards": {"r": list(reward)}, "judges": {"j": list(judge)} if judge is not None else {}, "diversity": diversity,
-            "near_copies": near, "alike": 0.0}  # fmt: skip
+    return {"asked": {"n": n}, "rewards": {"r": list(reward)}, "judges": {"j": list(judge)} if judge is not None else {},
+            "diversity": diversity, "near_copies": near, "alike": 0.0}  # fmt: skip
 
 
 def test_the_verdict_is_real_only_where_a_judge_rises_with_the_reward():

@@ -30,12 +30,14 @@ def test_a_picture_of_several_runs_counts_once_by_its_mean(tmp_path, capsys):
     write_run(tmp_path / "b", ["two"], [5.0], **{"LoRA, lowest": -0.4, NAMES[3]: -0.1})
     adapters.on_several_books(argparse.Namespace(runs=[tmp_path / "a", tmp_path / "b"]))
     rows = rows_of(capsys.readouterr().out)
-    assert rows["LoRA, lowest minus base"][2] == "-0.2500 (-0.3000 to -0.2000), 2", "-0.2 of the one, the mean of -0.2 and -0.4 of the other"
+    assert rows["LoRA, lowest minus base"][2] == "-0.2500 (-0.3000 to -0.2000), 2", (
+        "-0.2 of the one, the mean of -0.2 and -0.4 of the other"
+    )
     assert rows[f"LoRA, lowest minus {NAMES[3]}"][2] == "-0.1500 (-0.2000 to -0.1000), 2"
     assert rows["LoRA, at the end minus base"][2].startswith("+0.0000") and rows["LoRA, lowest minus base"][5].startswith("+0.0000")
 
 
 def test_a_run_that_has_not_finished_is_named(tmp_path):
     (tmp_path / "begun").mkdir()
-    with pytest.raises(UserError, match="begun has no scores.npz"):
+    with pytest.raises(UserError, match=r"begun has no scores\.npz"):
         adapters.on_several_books(argparse.Namespace(runs=[tmp_path / "begun"]))

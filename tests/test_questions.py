@@ -114,9 +114,12 @@ DATA = Path(__file__).parents[2] / "shared/data"
 
 
 THINGS = {
-    "knight": "figure", "sailor": "figure", "queen": "portrait", "bishop": "portrait", "wolf": "animal", "stag": "animal", "moth": "insect", "beetle": "insect",
-    "owl": "bird", "crow": "bird", "fern": "plant", "thistle": "plant", "oak": "tree", "elm": "tree", "castle": "building", "temple": "building",
-    "galley": "ship", "sloop": "ship", "abbey": "ruin", "urn": "vessel", "jug": "vessel", "clock": "machine", "loom": "machine", "sword": "arms", "dagger": "arms",
+    "knight": "figure", "sailor": "figure", "queen": "portrait", "bishop": "portrait", "wolf": "animal", "stag": "animal", "moth": "insect",
+    "beetle": "insect",
+    "owl": "bird", "crow": "bird", "fern": "plant", "thistle": "plant", "oak": "tree", "elm": "tree", "castle": "building",
+    "temple": "building",
+    "galley": "ship", "sloop": "ship", "abbey": "ruin", "urn": "vessel", "jug": "vessel", "clock": "machine", "loom": "machine",
+    "sword": "arms", "dagger": "arms",
 }  # fmt: skip
 COUNTS = ("A", "A", "A", "A", "Two", "Three", "Four", "Two", "Several", "A")
 
@@ -128,7 +131,8 @@ def made_records(rng, n):
         count, other = COUNTS[rng.integers(len(COUNTS))], list(THINGS)[rng.integers(len(THINGS))]
         things = thing if count == "A" else {"wolf": "wolves"}.get(thing, thing + "s")
         record = {
-            "caption": f"{count} {things} by {('a ' + other) if other != thing else 'the water'}, plate {number}.", "thing": thing, "subject": THINGS[thing],
+            "caption": f"{count} {things} by {('a ' + other) if other != thing else 'the water'}, plate {number}.", "thing": thing,
+            "subject": THINGS[thing],
             "style": ("wood-engraving", "etching", "woodcut")[rng.integers(3)],
         }  # fmt: skip
         tone = int(rng.choice([20, 90, 130, 240], p=[0.2, 0.2, 0.2, 0.4]))

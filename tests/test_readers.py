@@ -283,7 +283,8 @@ def test_a_table_of_paths_in_any_format_says_the_same(tmp_path, kind):
 @pytest.mark.parametrize(
     ("record", "caption", "more"),
     [
-        ({"caption": "A wolf", "captions": ["One wolf", "A wolf", 3, " "], "title": "Fables"}, "A wolf", {"title": "Fables", "captions_all": ["A wolf", "One wolf"]}),
+        ({"caption": "A wolf", "captions": ["One wolf", "A wolf", 3, " "], "title": "Fables"}, "A wolf",
+         {"title": "Fables", "captions_all": ["A wolf", "One wolf"]}),
         ({"title": "Fables"}, "Fables", {}),
         ({"Caption ": "", "text": ["", "A <b>wolf</b>"], "date": 1867, "artist": None, "technique": {"a": 1}}, "A wolf", {"date": "1867"}),
         ({"caption": {"en": "A wolf"}, "captions": {"Plain": "A wolf", "era": 3}, "description": "wolf\n\ud800"}, "wolf ?", {}),
@@ -317,7 +318,8 @@ def test_a_table_opens_nothing_outside_its_folder_unless_a_root_is_given(tmp_pat
     assert problems(read(table)) == {
         "a.jpg": "", "../secret.jpg": "path leaves the source", f"{tmp_path}/secret.jpg": "path leaves the source",
         "link/secret.jpg": "symlink leaves the source", "leaf.jpg": "symlink leaves the source",
-        "https://example.org/a.jpg": "a web address, not a file", "nul\0.jpg": "missing file", "?.jpg": "missing file", "n" * 5000: "missing file",
+        "https://example.org/a.jpg": "a web address, not a file", "nul\0.jpg": "missing file", "?.jpg": "missing file",
+        "n" * 5000: "missing file",
         "missing.jpg": "missing file", ".": "not a regular file",
     }  # fmt: skip
     table = put(base / "t.csv", "file_name\nsecret.jpg\nset/a.jpg\n")
@@ -459,7 +461,8 @@ def test_a_saved_data_set_gives_its_pictures_and_words(tmp_path):
     import datasets
 
     features = datasets.Features({
-        "picture": datasets.Image(), "text": datasets.Value("string"), "style": datasets.ClassLabel(names=["etching", "wood cut"]), "artist": datasets.Value("string"),
+        "picture": datasets.Image(), "text": datasets.Value("string"), "style": datasets.ClassLabel(names=["etching", "wood cut"]),
+        "artist": datasets.Value("string"),
     })  # fmt: skip
     rows = {"picture": [{"bytes": b"one", "path": None}, None], "text": ["A wolf", None], "style": [1, None], "artist": ["Doré", None]}
     datasets.DatasetDict({"train": datasets.Dataset.from_dict(rows, features=features)}).save_to_disk(str(tmp_path / "set"))
@@ -612,7 +615,8 @@ def test_what_cleaning_changed_is_kept_as_it_was_found(tmp_path):
     words = {one.path: find_words(listing.base, one, listing.words.get(one.path, Words())) for one in listing.found}
     assert {path: (said.caption, said.raw) for path, said in words.items()} == {
         "a.jpg": ("A wolf", "A\u200b <b>wolf</b>"), "b.jpg": ("A fox & a hen", "A fox &amp; a hen"),
-        "c.jpg": ("\u06a9\u062a\u0627\u0628\u200c\u0647\u0627", ""), "d.jpg": ("An owl", "An <i>owl</i>"), "e.tar/k.jpg": ('A "stork"', "A \u201cstork\u201d"),
+        "c.jpg": ("\u06a9\u062a\u0627\u0628\u200c\u0647\u0627", ""), "d.jpg": ("An owl", "An <i>owl</i>"),
+        "e.tar/k.jpg": ('A "stork"', "A \u201cstork\u201d"),
     }  # fmt: skip
 
 
@@ -634,7 +638,8 @@ def plates(html: str, title: str = "") -> dict[str, tuple[str, str]]:
         ('<p>One day.</p><img src=a.jpg alt="The wolf"><p>He ran.</p>', "The wolf", "alt"),
         ('<div class=fig><img src=a.jpg alt="the wolf">THE WOLF <small>and the lamb</small></div>', "THE WOLF and the lamb", "alt"),
         ('<div class=fig><img src=a.jpg alt="Fig. 12" title="The wolf"></div>', "The wolf", "title"),
-        ("<h2>List of Illustrations</h2><p><a href='#p1'>The wolf . . . . . 12</a></p><h2>I</h2><a name=p1></a><img src=a.jpg alt=''>", "The wolf", "list of illustrations"),
+        ("<h2>List of Illustrations</h2><p><a href='#p1'>The wolf . . . . . 12</a></p><h2>I</h2><a name=p1></a><img src=a.jpg alt=''>",
+         "The wolf", "list of illustrations"),
         ("<center><img src=a.jpg alt=''><br>The wolf</center>", "The wolf", "figure text"),
         ("<div class=fig><img src=a.jpg alt=i042.jpg></div><h3>THE WOLF</h3>", "THE WOLF", "neighbouring text"),
         ("<p class=center><img src=a.jpg></p><p align=center><small>The wolf</small></p><p>He ran.</p>", "The wolf", "neighbouring text"),
@@ -652,7 +657,10 @@ def test_the_caption_is_taken_from_the_place_that_names_the_picture(html, captio
 
 
 def test_the_context_is_the_story_around_the_picture():
-    html = f"<h2>I</h2><p>{'Before it. ' * 60}</p><div class=fig><img src=a.jpg><p>The wolf</p></div><p><span class=pagenum>12</span>After it.</p>"
+    html = (
+        f"<h2>I</h2><p>{'Before it. ' * 60}</p><div class=fig><img src=a.jpg><p>The wolf</p></div><p><span class=pagenum>12</span>After "
+        "it.</p>"
+    )
     context = next(illustrations(Page(html))).context
     assert context.startswith("it. Before it.") and context.endswith("Before it. After it.") and len(context) <= 300
 
@@ -684,9 +692,12 @@ def test_a_book_gives_the_large_pictures_their_words_and_says_why_others_are_lef
     assert choose_reader(book) == "gutenberg"
     listing = read(book)
     assert problems(listing) == {
-        "4321/images/drop.png": "ornament of the style sheet", "4321/images/fox.jpg": "thumbnail of 4321/images/fox_large.jpg", "4321/images/end.png": "missing file",
-        "4321/images/fox_large.jpg": "", "4321/images/gone.jpg": "missing file", "4321/images/map.jpg": "", "4321/images/unused.jpg": "not shown in the book",
-        "4321/images/wolf.jpg": "thumbnail of 4321/images/wolf_large.jpg", "4321/images/wolf_large.jpg": "", "loose wolf.jpg": "", "secret.jpg": "",
+        "4321/images/drop.png": "ornament of the style sheet", "4321/images/fox.jpg": "thumbnail of 4321/images/fox_large.jpg",
+        "4321/images/end.png": "missing file",
+        "4321/images/fox_large.jpg": "", "4321/images/gone.jpg": "missing file", "4321/images/map.jpg": "",
+        "4321/images/unused.jpg": "not shown in the book",
+        "4321/images/wolf.jpg": "thumbnail of 4321/images/wolf_large.jpg", "4321/images/wolf_large.jpg": "", "loose wolf.jpg": "",
+        "secret.jpg": "",
     }  # fmt: skip
     assert captions(listing) == {
         "4321/images/fox_large.jpg": "The fox", "4321/images/wolf_large.jpg": "The wolf", "4321/images/map.jpg": "of the forest",
@@ -713,7 +724,8 @@ def test_a_book_page_that_leaves_the_source_is_not_read(book, tmp_path):
 
 def test_the_facts_of_a_book_come_from_meta_elements_too():
     page = Page(
-        '<title>Fables | Project Gutenberg</title><meta name="dc.creator" content="Aesop"><meta property="og:title" content="Fables &amp; Tales"><h2>Illustrated by JOHN TENNIEL</h2>'
+        '<title>Fables | Project Gutenberg</title><meta name="dc.creator" content="Aesop"><meta property="og:title" content="Fables &amp; '
+        'Tales"><h2>Illustrated by JOHN TENNIEL</h2>'
     )
     assert book_facts(page, "pg77-images.html") == {
         "title": "Fables & Tales",
@@ -727,10 +739,14 @@ def test_the_facts_of_a_book_come_from_meta_elements_too():
 @pytest.mark.parametrize(
     "html",
     [
-        "", "\0\0", "<", "<img", "<img src=a.jpg alt='", "</p></p></div>", "<![if lt IE 9]><p>x<![endif]>", "<!-- <img src=a.jpg>", "<?xml", "&#xFFFFFFFFF;&#0;&bogus;",
-        "<table><tr><td><p><img src=a.jpg><li>" * 20, "<div>" * 5_000 + "<img src=a.jpg>", "<a " * 30_000, "<!--" * 30_000, "<a =" * 30_000, "<a b='" * 30_000,
-        "<title>" * 9 + "by " * 30_000, "(larger " * 30_000, "<a href=#a>x" * 3_000, "<img src=a.jpg>" * 2_000, "<p>" + "word " * 100_000 + "<img src=a.jpg>",
-        "<h2>Illustrations</h2>" + "<a href='#a'>" * 2_000, "<style><!-- </style><img src=a.jpg alt='The wolf'>", "\ud800<img src='\ud800.jpg'>",
+        "", "\0\0", "<", "<img", "<img src=a.jpg alt='", "</p></p></div>", "<![if lt IE 9]><p>x<![endif]>", "<!-- <img src=a.jpg>", "<?xml",
+        "&#xFFFFFFFFF;&#0;&bogus;",
+        "<table><tr><td><p><img src=a.jpg><li>" * 20, "<div>" * 5_000 + "<img src=a.jpg>", "<a " * 30_000, "<!--" * 30_000, "<a =" * 30_000,
+        "<a b='" * 30_000,
+        "<title>" * 9 + "by " * 30_000, "(larger " * 30_000, "<a href=#a>x" * 3_000, "<img src=a.jpg>" * 2_000,
+        "<p>" + "word " * 100_000 + "<img src=a.jpg>",
+        "<h2>Illustrations</h2>" + "<a href='#a'>" * 2_000, "<style><!-- </style><img src=a.jpg alt='The wolf'>",
+        "\ud800<img src='\ud800.jpg'>",
     ],
 )  # fmt: skip
 def test_no_page_is_too_broken_to_be_read(html):
@@ -746,7 +762,8 @@ def test_a_comment_that_never_ends_does_not_swallow_the_book():
 
 @pytest.mark.parametrize(
     "data",
-    ["<img src=a.jpg alt='Café'>".encode("utf-16"), "\ufeff<img src=a.jpg alt='Café'>".encode(), "<meta charset=iso-8859-1><img src=a.jpg alt='Café'>".encode("cp1252"),
+    ["<img src=a.jpg alt='Café'>".encode("utf-16"), "\ufeff<img src=a.jpg alt='Café'>".encode(),
+     "<meta charset=iso-8859-1><img src=a.jpg alt='Café'>".encode("cp1252"),
      "<meta charset=none><img src=a.jpg alt='Café'>".encode("cp1252"), "<meta charset=idna><img src=a.jpg alt='Café'>".encode("cp1252")],
 )  # fmt: skip
 def test_a_page_is_read_in_its_own_encoding(tmp_path, data):
@@ -756,12 +773,16 @@ def test_a_page_is_read_in_its_own_encoding(tmp_path, data):
 
 REAL = {  # what a reader of the books finds in them
     "15889": {"images/10b.png": "Fig. 2.—PLAN.", "images/7a.png": "", "images/15b.png": "Fig. 7.—PARKIA BIGLOBOSA."},
-    "17024": {"images/fp055.jpg": "Portrait of a Young Soko", "images/map-fr.jpg": "MAP OF CONJECTURAL GEOGRAPHY OF CENTRAL AFRICA, FROM DR. LIVINGSTONE'S NOTES"},
-    "19033": {"images/plate02.jpg": "Alice at the Mad Tea Party.", "images/i003.jpg": "", "images/cover.jpg": "", "images/i011.jpg": "IV—THE RABBIT SENDS IN A LITTLE BILL"},
+    "17024": {"images/fp055.jpg": "Portrait of a Young Soko",
+        "images/map-fr.jpg": "MAP OF CONJECTURAL GEOGRAPHY OF CENTRAL AFRICA, FROM DR. LIVINGSTONE'S NOTES"},
+    "19033": {"images/plate02.jpg": "Alice at the Mad Tea Party.", "images/i003.jpg": "", "images/cover.jpg": "",
+        "images/i011.jpg": "IV—THE RABBIT SENDS IN A LITTLE BILL"},
     "24685": {"images/img-front.jpg": "A Perilous Escape", "images/img-title.jpg": "", "images/img-127.jpg": "Clove-hitch"},
     "27576": {"images/i146.jpg": "ACTIVE VOLCANO IN RÉUNION", "images/i108.jpg": "", "images/i139b.jpg": "The Scarlet Pimpernel"},
-    "28353": {"images/ill_007.jpg": "A WILD BOAR AT BAY.", "images/ill_008.jpg": "THE FIRST VALENTINE.", "images/ill_009.jpg": "", "images/ill_016.jpg": "SHADOWS OF GREAT MEN."},
-    "29021": {"images/image_002.jpg": "Cinderilla and her Prince", "images/image_164.jpg": '"HE THOUGHT THE PRINCESS WAS HIS QUEEN"', "images/seal.jpg": "", "images/image_c.jpg": ""},
+    "28353": {"images/ill_007.jpg": "A WILD BOAR AT BAY.", "images/ill_008.jpg": "THE FIRST VALENTINE.", "images/ill_009.jpg": "",
+        "images/ill_016.jpg": "SHADOWS OF GREAT MEN."},
+    "29021": {"images/image_002.jpg": "Cinderilla and her Prince", "images/image_164.jpg": '"HE THOUGHT THE PRINCESS WAS HIS QUEEN"',
+        "images/seal.jpg": "", "images/image_c.jpg": ""},
 }  # fmt: skip
 
 
@@ -811,7 +832,8 @@ def test_what_a_source_is_is_recognised(tmp_path):
         ("", "remote", ValueError, "--reader remote takes an address like s3://"),
         ("", "gutenberg", FileNotFoundError, "no books in .*: their pages must be named NUMBER-h.htm"),
         ("columns.csv", "auto", ValueError, r"names no pictures: its columns are \['a', 'b'\].*Rename the path column"),
-        ("latin.csv", "auto", ValueError, "latin.csv, line 2: is not utf-8: byte 0xe9.*Save the table as UTF-8, or name its encoding: --encoding cp1252"),
+        ("latin.csv", "auto", ValueError,
+         "latin.csv, line 2: is not utf-8: byte 0xe9.*Save the table as UTF-8, or name its encoding: --encoding cp1252"),
         ("line.jsonl", "auto", ValueError, "line.jsonl, line 2: is not valid JSON.*Write one JSON object per line"),
         ("list.jsonl", "auto", ValueError, "list.jsonl, line 1: is not a JSON object.*Write one object per line"),
         ("deep.jsonl", "auto", ValueError, "deep.jsonl, line 1: is not valid JSON"),
@@ -877,7 +899,8 @@ def test_a_picture_that_cannot_be_fetched_has_a_reason(tmp_path, monkeypatch):
     put(tmp_path / "a.jpg", bytes(99))
     monkeypatch.setattr("data_tools.readers.files.MAX_BYTES", 50)
     for found, reason in [
-        (Found("a.jpg"), "file too large"), (Found("gone.jpg"), "cannot be read"), (Found("a.jpg", where=Span("a.jpg", 0, 51)), "file too large"),
+        (Found("a.jpg"), "file too large"), (Found("gone.jpg"), "cannot be read"),
+        (Found("a.jpg", where=Span("a.jpg", 0, 51)), "file too large"),
         (Found("x", where=Span("a.jpg", 60, 50)), "truncated or damaged"), (Found("x", where=Span("gone.tar", 0, 1)), "cannot be read"),
     ]:  # fmt: skip
         with pytest.raises(PictureError, match=reason):
