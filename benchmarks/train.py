@@ -13,8 +13,8 @@ settings and the compiled programs.) The loops take turns of some steps, so that
 turns the others are idle, and a loop's background work (packing ahead) is waited for and counted as its own. Printed are medians over the
 turns of tokens without padding per second by the clock and per second of processor time, and of the ratio within a round; and the peak
 memory, of the GPU or resident. All loops have the same model, weights, batches, AdamW, precision, compilation, loss and clipping. The bare
-one has nothing else, and its batches are in memory; ours packs them, averages the weights, checks for non-finite values and logs; the Trainer
-collates and logs. Ours lets the C library keep freed memory (`engine.keep_memory`), as train.py does; so does the second bare loop.
+one has nothing else, and its batches are in memory; ours packs them, averages the weights, checks for non-finite values and logs; the
+Trainer collates and logs. Ours lets the C library keep freed memory (`engine.keep_memory`), as train.py does; so does the second bare loop.
 """
 
 from __future__ import annotations
