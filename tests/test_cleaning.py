@@ -128,6 +128,21 @@ def test_each_clear_case_is_rejected_with_its_reason(image, caption, reason):
     assert (REJECT, reason) in found(image, caption)
 
 
+@pytest.mark.parametrize("share", [0.4, 0.6])
+def test_a_print_that_is_partly_as_smooth_as_a_photograph_is_ambiguous(share):
+    tones = np.array(hatched())
+    tones[: round(240 * share)] = np.asarray(soft_picture())[: round(240 * share)]
+    assert found(Image.fromarray(tones)) == {(AMBIGUOUS, "photograph")}
+
+
+def test_made_prints_are_kept_and_their_captions_stay_as_they_are():
+    prints = [hatched((220 + 20 * (seed % 7), 200 + 30 * (seed % 4)), seed % 6) for seed in range(24)]
+    captions = [f"{what} {where}" for what in ("A heron", "Two mills", "The old ferry") for where in ("by a pond", "at dusk.", "in Kent")]
+    assert [decide(reasons(look(image), caption)) for image, caption in zip(prints, captions * 3)] == [("kept", "")] * 24
+    assert [clean_caption(caption).reason for caption in captions] == [""] * 9
+    assert [clean_caption(caption).text for caption in captions] == captions
+
+
 def test_a_few_strokes_on_a_page_are_nearly_blank():
     page = Image.new("L", (400, 400), 250)
     ImageDraw.Draw(page).rectangle((180, 180, 215, 215), fill=0)
@@ -368,6 +383,7 @@ def judged(path: Path, caption: str = "The wolf and the lamb") -> tuple[str, str
     return decide(reasons(look(image if image.mode in ("L", "RGB") else image.convert("L")), caption))
 
 
+# on made pictures: test_each_clear_case_is_rejected_with_its_reason and, for what is ambiguous, the two after it
 @needs(BOOKS)
 @pytest.mark.parametrize(
     "name, verdict",
@@ -389,6 +405,7 @@ def test_real_pictures_of_whole_books_are_told_apart(name, verdict):
     assert judged(BOOKS / name) == verdict
 
 
+# on made prints: test_made_prints_are_kept_and_their_captions_stay_as_they_are
 @needs(SHARED / "engravings" / "val-00000.tar")
 def test_clean_engravings_are_rarely_doubted_and_their_captions_rarely_changed():
     verdicts, changed = [], 0

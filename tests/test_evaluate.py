@@ -194,6 +194,14 @@ def test_the_classifier_tells_two_clouds_and_weighs_both_alike():
     assert np.mean(judge(vectors(200, seed=2, shift=1.0))) > 0.95 and np.mean(judge(vectors(200, seed=3, shift=-1.0))) < 0.05
 
 
+def test_the_classifier_knows_toy_prints_by_random_features(seen, toy_images):
+    prints = [to_pil(image) for image in toy_images]
+    judge = style.fit(seen(prints[:16]), seen(style.generated_others(prints[:16], 0)[0]))
+    assert np.mean(judge(seen(prints[16:]))) > 0.8
+    assert np.mean(judge(seen(style.generated_others(prints[16:], 1)[0]))) < 0.2
+
+
+# with random weights and made prints: the test above; only trained weights tell whether they know engravings
 @pytest.mark.skipif(not WEIGHTS.is_file(), reason="the trained SqueezeNet weights do not lie beside the project")
 def test_the_classifier_knows_engravings(engravings):
     trained = features.open_features(str(WEIGHTS), CPU)

@@ -15,7 +15,7 @@ from PIL import Image
 from data_tools import questions, toy
 from data_tools.captioning.from_table import Options, merge
 from data_tools.inspect import read_pairs
-from data_tools.text.yes_or_no import FAMILIES, KINDS, Shown, is_no, named
+from data_tools.text.yes_or_no import FAMILIES, KINDS, Shown, is_no, is_this, named
 
 
 def answers(record, image=None, key="a", seed=0, other=""):
@@ -226,6 +226,20 @@ def test_answers_are_true_of_the_description(described):
         assert all(answer == named(described[i]["thing"]) for i, _, answer in asked_of(described, start))
 
 
+def test_no_questions_come_from_the_family_of_kinds_where_it_has_others():
+    family = {kind: number for number, kinds in enumerate(FAMILIES) for kind in kinds}
+    name = {words: kind for kind, words in KINDS.items()}
+    several = ["animal", "bird", "insect", "landscape", "street", "building", "interior", "machine", "arms", "coin"]
+    kinds = np.random.default_rng(0).choice(several, 400).tolist()
+    asked = is_this([Shown(kind=kind) for kind in kinds], 0)
+    near = [
+        family[name[question.removeprefix("Is the subject ").rstrip("?")]] == family[kind]
+        for kind, questions in zip(kinds, asked) for question, answer in questions if answer == "no"
+    ]  # fmt: skip
+    assert len(near) == 400 and np.mean(near) > 0.9  # by chance about 0.34
+
+
+# of made kinds: the test above
 @pytest.mark.parametrize("described", [pytest.param("real", marks=real)], indirect=True)  # of real pictures' mixture of kinds
 def test_no_questions_come_from_what_is_easily_mistaken(described):
     family = {kind: number for number, kinds in enumerate(FAMILIES) for kind in kinds}

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import re
 import socketserver
 import tarfile
 import threading
@@ -442,6 +443,7 @@ def test_a_broken_tar_is_one_line_in_the_listing(tmp_path, name, data, problem):
     assert problems(read(tmp_path)) == {name: problem}
 
 
+# on made shards: test_tars_are_read_in_place_with_the_words_of_each_key
 @pytest.mark.skipif(not (SHARED / "engravings").is_dir(), reason="the real engravings are not beside the project")
 def test_real_shards_are_read_with_their_words():
     listing = read(SHARED / "engravings" / "val-00000.tar")
@@ -786,16 +788,99 @@ REAL = {  # what a reader of the books finds in them
 }  # fmt: skip
 
 
+MADE = {  # the ways of the real books: a page, and what a reader finds in it
+    "1001": (  # a linked thumbnail, and the caption in the text below it, too
+        '<p class="center"><a href="./images/1b.png"><img src="./images/1b_th.png" alt=" Fig. 2.&mdash;THE VALVE." /></a><br />'
+        '\nFig. 2.&mdash;THE VALVE.</p><p>Steam enters.</p><p class="center"><img src="./images/2.png" alt=" Fig. 3." /><br />'
+        '\nFig. 3.</p><p>It leaves.</p><p class="center"><img src="./images/3.png" alt=" Fig. 4.&mdash;ACER RUBRUM." /><br />'
+        "\nFig. 4.&mdash;ACER RUBRUM.</p>",
+        {"images/1b.png": "Fig. 2.—THE VALVE.", "images/2.png": "", "images/3.png": "Fig. 4.—ACER RUBRUM."},
+    ),
+    "1002": (  # a list of illustrations in capitals, and a map that is only linked
+        '<h2>ILLUSTRATIONS</h2><p><a href="#fp5">1.</a> PORTRAIT OF A YOUNG OTTER</p>'
+        "<p><a href='#map'>MAP</a> OF THE UPPER RIVER, FROM THE AUTHOR'S NOTES</p>"
+        '<p>[<a href="images/map-full.jpg">Full-resolution</a> image of this map]</p><hr /><h2>CHAPTER I.</h2><p>They swim.</p>'
+        '<div class="figcenter"><a name="fp5" id="fp5" /> <img src="images/fp5.jpg" alt="Portrait of a Young Otter"'
+        ' title="Portrait of a Young Otter" /> <b>Portrait of a Young Otter</b></div><p>They dive.</p>'
+        '<div class="figcenter"><a name="map" id="map" /><img src="images/map.jpg" alt="[Click to see full-resolution scan]" />'
+        '<b>A Map of the Forest</b><br />[<a href="images/map-full.jpg">Click</a> to see a full-resolution scan]</div>',
+        {"images/fp5.jpg": "Portrait of a Young Otter", "images/map-full.jpg": "MAP OF THE UPPER RIVER, FROM THE AUTHOR'S NOTES"},
+    ),
+    "1003": (  # thumbnails of numbered files, a cover, and a chapter whose heading is below the picture
+        '<h1>THE HARE</h1><p class="figcenter"><a href="images/cover.jpg"><img src="images/cover_th.jpg" alt="Frontispiece" /></a></p>'
+        "<p>It rained.</p><p class='figcenter'><a href='images/plate1.jpg'><img src='images/plate1_th.jpg' alt='The Hare at Tea.'></a>"
+        '</p><p class="caption">The Hare at Tea.</p><p>"Sit down," said he.</p><p class="figright"><a href="images/i3.jpg">'
+        '<img src="images/i3_th.jpg" alt="Illo3" /></a></p><p>They sat.</p><hr /><p><span class="pagenum">[Pg 9]</span></p>'
+        '<p class="figcenter"><a href="images/i4.jpg"><img src="images/i4_th.jpg" alt="Illo4" /></a></p>'
+        '<h2><a name="II"></a>II&mdash;THE HARE WRITES A LETTER</h2><p>Dear friend.</p>',
+        {"images/plate1.jpg": "The Hare at Tea.", "images/i3.jpg": "", "images/cover.jpg": "",
+         "images/i4.jpg": "II—THE HARE WRITES A LETTER"},
+    ),
+    "1004": (  # tags in capitals, CENTER, a title page
+        '<A NAME="front"></A><CENTER> <IMG CLASS="imgcenter" SRC="images/front.jpg" ALT="A Narrow Passage" BORDER="2">'
+        '<H3 CLASS="h3center"> A Narrow Passage </H3></CENTER><BR><BR><CENTER> <IMG SRC="images/title.jpg" ALT="Title page"></CENTER>'
+        '<H1 ALIGN="center"> The Reef </H1><H3 ALIGN="center"> By the Rev. </H3><H3><A HREF="#knot"> REEF KNOTS </A></H3><P>We tied.'
+        '</P><A NAME="knot"></A><CENTER> <IMG SRC="images/knot.jpg" ALT="Reef-knot"> <H4 CLASS="h4center"> Reef-knot </H4></CENTER>'
+        "<P>And went.</P>",
+        {"images/front.jpg": "A Narrow Passage", "images/title.jpg": "", "images/knot.jpg": "Reef-knot"},
+    ),
+    "1005": (  # small capitals below, which alt has large; an initial; verses beside the picture
+        '<p>It smoked.</p><div class="figcenter"><img src="images/5.jpg" alt="A HOT SPRING IN R&Eacute;AL"'
+        ' title="A HOT SPRING IN R\ufffdAL" /><p class="center smcap">a hot spring in r&eacute;al</p></div><h2>A SONG OF PEARS.</h2>'
+        '<div class="figleft1"><img src="images/6.jpg" alt="T" title="T" /></div><p><span class="smcap">he</span> pears are ripe,<br />'
+        ' and low.</p><p>Small it is.<br /></p><div class="figright"><img src="images/7.jpg" alt="The Blue Speedwell"'
+        ' title="The Blue Speedwell" /></div><p>It opens.<br />It shuts.</p>',
+        {"images/5.jpg": "A HOT SPRING IN RÉAL", "images/6.jpg": "", "images/7.jpg": "The Blue Speedwell"},
+    ),
+    "1006": (  # a caption of that class; a heading above two pictures, and one below
+        '<p>He ran.</p><div class="figleft"><img src="images/7.jpg" alt="A STAG AT BAY." title="" />'
+        '<span class="caption">A STAG AT BAY.</span></div><p>It turned.</p><hr /><h2><a name="L"></a>THE LAST LETTER.</h2>'
+        '<div class="figcenter"><img src="images/8.jpg" alt="" title="" /></div>'
+        '<div class="figright"><img src="images/9.jpg" alt="" title="" /></div><p>Ah, well.</p><hr />'
+        '<div class="figcenter"><img src="images/10.jpg" alt="" title="" /></div><h3>SHADOWS OF THE HAND.</h3><p>Who can turn it?</p>',
+        {"images/7.jpg": "A STAG AT BAY.", "images/8.jpg": "THE LAST LETTER.", "images/9.jpg": "",
+         "images/10.jpg": "SHADOWS OF THE HAND."},
+    ),
+    "1007": (  # a plate before the title that only the list names; quotes; a printer's mark; a large initial
+        '<div class="figcenter"><a name="pic_1" id="pic_1"></a><img src="images/2.jpg" alt="" /></div><h1>OLD TALES</h1>'
+        '<h2>ILLUSTRATED BY<br />A FRIEND</h2><p>&nbsp;</p><div class="figcenter"><img src="images/seal.jpg" alt="" /></div>'
+        "<p>&nbsp;</p><p>&nbsp;</p><h3>A. PRINTER &amp; C<sup>O</sup>. L<sup>TD</sup>.</h3><h2>THE ILLUSTRATIONS</h2><table>"
+        '<tr><td><a href="#pic_1">The Miller and his Cat</a></td><td></td><td><i><a href="#pic_1">Frontispiece</a></i></td></tr>'
+        '<tr><td><a href="#pic_2">"She thought it was the King"</a></td><td><i>facing</i></td><td><a href="#Page_9">9</a></td></tr>'
+        "</table><h2>FOREWORD</h2>"
+        '<div class="figleft"><img src="images/c.jpg" alt="C" /></div><p><i>hildren know</i> these.</p>'
+        '<div class="figcenter"><a name="pic_2"></a><img src="images/17.jpg" alt="&quot;SHE THOUGHT IT WAS THE KING&quot;" />'
+        '<span class="caption">&quot;SHE THOUGHT IT WAS THE KING&quot;</span></div>',
+        {"images/2.jpg": "The Miller and his Cat", "images/17.jpg": '"SHE THOUGHT IT WAS THE KING"', "images/seal.jpg": "",
+         "images/c.jpg": ""},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("number", MADE)
+def test_made_books_give_the_printed_captions(number, tmp_path):
+    page, expected = MADE[number]
+    put(tmp_path / number / f"{number}-h.htm", BOOK.format(page).replace("<img src=images/end.png>", "").replace("images/drop.png", ""))
+    for name in set(re.findall(r"images/\w[\w-]*\.\w+", page)):
+        put(tmp_path / number / name)
+    read_as_printed(tmp_path / number, number, expected)
+
+
+# in the ways of these books: test_made_books_give_the_printed_captions
 @pytest.mark.skipif(not (SHARED / "raw-books").is_dir(), reason="the real books are not beside the project")
 @pytest.mark.parametrize("number", REAL)
 def test_real_books_give_the_printed_captions(number):
-    listing = read(SHARED / "raw-books" / number)
+    read_as_printed(SHARED / "raw-books" / number, number, REAL[number])
+
+
+def read_as_printed(folder: Path, number: str, expected: dict[str, str]) -> None:
+    listing = read(folder)
     said = captions(listing)
-    assert {path: said[path] for path in REAL[number]} == REAL[number]
+    assert {path: said[path] for path in expected} == expected
     for one in listing.found:
         if one.path.rpartition(".")[0].endswith("_th"):
             assert one.problem == f"thumbnail of {one.path.replace('_th.', '.')}"
-    words = listing.words[next(iter(REAL[number]))]
+    words = listing.words[next(iter(expected))]
     assert words.more["gutenberg_id"] == number and words.more["title"] and words.more["author"]
     assert not {"missing file"} & set(problems(listing).values())
 
