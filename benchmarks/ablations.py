@@ -5,9 +5,9 @@
     python benchmarks/ablations.py … --only baseline dropout-0 adamw          a selection
     python benchmarks/ablations.py --out runs/ablations --table               the results so far
 
-Generator ablations share the tokenizers and codes of the base run, which must have these three stages (ablations that change the codes make their own). Tokenizer ablations
-train their own image tokenizer for --tokenizer-steps and are measured by reconstruction; with --through they also train the generator. Each run is `train.py` with some
-settings changed, so a killed run resumes; finished results are kept.
+Generator ablations share the tokenizers and codes of the base run, which must have these three stages (ablations that change the codes make
+their own). Tokenizer ablations train their own image tokenizer for --tokenizer-steps and are measured by reconstruction; with --through
+they also train the generator. Each run is `train.py` with some settings changed, so a killed run resumes; finished results are kept.
 """
 
 from __future__ import annotations
@@ -159,7 +159,8 @@ def _tokenizer_budget(steps: int) -> dict[str, float]:
 
 
 TOKENIZER_ONLY = (
-    "import sys, train; from tokun.training.image_tokenizer import train_image_tokenizer; from tokun.training.run import open_run; config, _ = train.parse(sys.argv[1:]); train.draw_toy_pictures(config); "
+    "import sys, train; from tokun.training.image_tokenizer import train_image_tokenizer; from tokun.training.run import open_run; config, "
+    "_ = train.parse(sys.argv[1:]); train.draw_toy_pictures(config); "
     "run = open_run(config); train_image_tokenizer(run); run.close()"
 )
 
@@ -227,8 +228,10 @@ def ranks(folder: Path, args: argparse.Namespace, overrides: list[str]) -> dict[
 
 
 SHOWN = {
-    "psnr": "PSNR, dB", "perceptual": "perceptual", "spectrum_error": "fine lines, dB off", "gradients": "SSIM of gradients", "usage": "codes used", "perplexity": "perplexity",
-    "image_loss": "nats an image token", "text_loss": "nats a text token", "pmi_own": "PMI, nats", "pmi_ahead": "PMI above others' captions", "pmi_first": "PMI first of 16",
+    "psnr": "PSNR, dB", "perceptual": "perceptual", "spectrum_error": "fine lines, dB off", "gradients": "SSIM of gradients",
+    "usage": "codes used", "perplexity": "perplexity",
+    "image_loss": "nats an image token", "text_loss": "nats a text token", "pmi_own": "PMI, nats",
+    "pmi_ahead": "PMI above others' captions", "pmi_first": "PMI first of 16",
     "processor_minutes": "processor minutes",
 }  # fmt: skip
 

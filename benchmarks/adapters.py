@@ -1,14 +1,15 @@
-"""What an adapter learns, forgets and costs compared with training all weights: on the pictures of one book, a table of words, and preferences.
+"""What an adapter learns, forgets and costs compared with training all weights: on one book's pictures, a table of words, and preferences.
 
     python -m benchmarks.adapters book --shards 'described/val-*.tar' --book 41219 --rest 'described/val-*.tar' --minutes 10 --out runs/book
     python -m benchmarks.adapters pooled runs/book-0 runs/book-1
     python -m benchmarks.adapters words --descriptions descriptions.tsv --keys 'val-*' 'pval-*' --register social --out runs/words
     python -m benchmarks.adapters preferences --n 200 --best-of 4 --reward '{kind: pmi}' --judge '{kind: …}' --out runs/preferred
 
-All but `pooled` take --checkpoint (default: the bundled model). `book` trains on 100 pictures of a book that the checkpoint has not seen, with LoRA
-and with all weights at several learning rates, each for the same time; `--rest` are pictures of other books, to measure forgetting. `pooled` puts
-several finished `book` runs (other seeds, other books) together. `words` compares with the base's own register of that name, and with the new one before it is trained; name rows that the base has not seen. `preferences` learns from the
-best and worst of several samples by a reward, and measures new samples by it and by judges (entries as in grpo.rewards). Each prints a Markdown table.
+All but `pooled` take --checkpoint (default: the bundled model). `book` trains on 100 pictures of a book that the checkpoint has not seen,
+with LoRA and with all weights at several learning rates, each for the same time; `--rest` are pictures of other books, to measure
+forgetting. `pooled` puts several finished `book` runs (other seeds, other books) together. `words` compares with the base's own register of
+that name, and with the new one before it is trained; name rows that the base has not seen. `preferences` learns from the best and worst of
+several samples by a reward, and measures new samples by it and by judges (entries as in grpo.rewards). Each prints a Markdown table.
 Finished trainings are reused.
 """
 
@@ -110,8 +111,10 @@ def start_of(args: argparse.Namespace) -> str:
 
 def on_a_book(args: argparse.Namespace) -> None:
     shards, known = book_shards(args)
-    given = [start_of(args), f"data.train={shards}/train.tar", f"data.val={shards}/val.tar", f"seed={args.seed}", f"train.max_minutes={args.minutes}",
-             f"train.steps={args.steps}", "train.passes=0", "train.save_every=100000", "train.sample_every=100000", f"train.eval_every={args.eval_every}", "train.keep_best=1", "sampling.n=0", *TAGS]  # fmt: skip
+    given = [start_of(args), f"data.train={shards}/train.tar", f"data.val={shards}/val.tar", f"seed={args.seed}",
+             f"train.max_minutes={args.minutes}", f"train.steps={args.steps}", "train.passes=0",
+             "train.save_every=100000", "train.sample_every=100000",
+             f"train.eval_every={args.eval_every}", "train.keep_best=1", "sampling.n=0", *TAGS]  # fmt: skip
     lora = ROOT / "configs" / "lora.yaml"
     records = {"LoRA": train(lora, args.out / "lora", *given, *args.set)}
     whole = full_config(lora, [*given, *args.set], args.out / "full.yaml")
@@ -126,7 +129,8 @@ def on_a_book(args: argparse.Namespace) -> None:
     for name, record in records.items():
         folder = args.out / ("lora" if name == "LoRA" else f"full-{name.rpartition(' ')[2]}")
         figures, best = record["train"], record["best"][0]["step"] if record["best"] else record["steps"]
-        cost = [f"{record['trained']:,}", f"{record['seconds']}", f"{figures['train/tokens_per_second']:.0f}", f"{figures['train/peak_memory_gb']:.2f}"]  # fmt: skip
+        speed, memory = f"{figures['train/tokens_per_second']:.0f}", f"{figures['train/peak_memory_gb']:.2f}"
+        cost = [f"{record['trained']:,}", f"{record['seconds']}", speed, memory]
         for when, place, step in (("at the end", folder, record["steps"]), ("lowest", folder / "best" / f"step-{best:08d}", best)):
             if step == record["steps"] and when == "lowest":
                 continue
@@ -144,13 +148,14 @@ def on_a_book(args: argparse.Namespace) -> None:
     model.use_adapter(model.add_adapter(args.out / "lora"))
     size = sum(path.stat().st_size for path in (args.out / "lora" / "adapter").iterdir())
     print(
-        f"adapter: {size / 1e6:.2f} MB in all files; loaded and in use in {time.perf_counter() - loaded:.2f} s, the base before it in {loaded - began:.2f} s"
+        f"adapter: {size / 1e6:.2f} MB in all files; loaded and in use in {time.perf_counter() - loaded:.2f} s, the base before it in "
+        f"{loaded - began:.2f} s"
     )
 
 
 def on_several_books(args: argparse.Namespace) -> None:
-    """Print the changes of several `book` runs together: a picture that was held out in several runs counts once, by its mean, and the intervals are over
-    pictures. Below, picture by picture, LoRA's lowest minus that of all weights."""
+    """Print the changes of several `book` runs together: a picture that was held out in several runs counts once, by its mean, and the
+    intervals are over pictures. Below, picture by picture, LoRA's lowest minus that of all weights."""
     runs = []
     for folder in args.runs:
         if not (folder / "scores.npz").is_file():
@@ -181,8 +186,8 @@ def on_several_books(args: argparse.Namespace) -> None:
 
 
 def book_shards(args: argparse.Namespace) -> tuple[Path, str]:
-    """Write train.tar with --pictures pictures of the book, val.tar with its others, and rest.tar with --rest-pictures of other books. The book is a
-    style of its own, unknown to the base. Returns the folder and the style that the pictures had."""
+    """Write train.tar with --pictures pictures of the book, val.tar with its others, and rest.tar with --rest-pictures of other books. The
+    book is a style of its own, unknown to the base. Returns the folder and the style that the pictures had."""
     folder, style = args.out / "shards", f"book-{args.book}"
     index = data.ShardIndex(data.expand_shards(args.shards), one_of=data.IMAGE_SUFFIXES).usable()
     others = data.ShardIndex(data.expand_shards(args.rest), one_of=data.IMAGE_SUFFIXES).usable()
@@ -229,13 +234,14 @@ def rest_of(args: argparse.Namespace, shards: Path) -> list[Record]:
 
 
 def scores(model: Tokun, held: dict[str, list[Record]], style: str) -> dict[str, np.ndarray]:
-    """Nats per token of each picture's codes and of its caption, and of all its tokens, given the tags that the model knows, and `style` where it does
-    not know the picture's: "book image" … -> (pictures,)."""
+    """Nats per token of each picture's codes and of its caption, and of all its tokens, given the tags that the model knows, and `style`
+    where it does not know the picture's: "book image" … -> (pictures,)."""
     v, found = model.vocabulary, {}
     style = style if style in v.styles else ""  # all weights know only the tags of their own pictures
     for name, records in held.items():
         tags = [
-            Tags(r.style if r.style in v.styles else style, r.subject if r.subject in v.subjects else "", v.default_register, r.grid, r.thing if r.thing in v.things else "")
+            Tags(r.style if r.style in v.styles else style, r.subject if r.subject in v.subjects else "", v.default_register, r.grid,
+                r.thing if r.thing in v.things else "")
             for r in records
         ]  # fmt: skip
         codes = [r.codes[0].tolist() for r in records]
@@ -371,7 +377,8 @@ def on_preferences(args: argparse.Namespace) -> None:
         )
     table(["model", f"{chosen.name}_that_chose", *(judge.name for judge in measures[1:]), "pieces_a_caption", "different_captions"], rows)
     print(
-        f"{args.n} preferences of best and worst of {args.best_of}; {record['steps']} steps, {record['seconds']} s; held out {record['val']}"
+        f"{args.n} preferences of best and worst of {args.best_of}; {record['steps']} steps, {record['seconds']} s; held out "
+        f"{record['val']}"
     )
 
 

@@ -5,9 +5,10 @@
     python benchmarks/beside.py image_tokenizer,generator --beside ../before --config ../before/configs/tiny.yaml train.compile=false
     python benchmarks/beside.py prepare --beside ../before --pictures my_pictures/
 
-Each checkout works in its own process (`prepare`: one a turn) and does the same: one call of `sample`, one training step of the real stage, paused at
-its prefetcher with a few batches that it gets again and again, one run of `data_tools.prepare`. They take turns, so that other load on the machine
-affects both. Printed are medians of seconds by the clock and of processor time, and the median of the ratios within a turn with its quartiles.
+Each checkout works in its own process (`prepare`: one a turn) and does the same: one call of `sample`, one training step of the real stage,
+paused at its prefetcher with a few batches that it gets again and again, one run of `data_tools.prepare`. They take turns, so that other
+load on the machine affects both. Printed are medians of seconds by the clock and of processor time, and the median of the ratios within a
+turn with its quartiles.
 """
 
 from __future__ import annotations
@@ -109,7 +110,8 @@ class Preparing:
 
     def __call__(self) -> tuple[float, float]:
         self.runs += 1
-        command = [sys.executable, "-m", "data_tools.prepare", str(self.pictures), "--out", str(self.folder / str(self.runs)), "--style", "engraving", "--workers", "1"]  # fmt: skip
+        options = ["--out", str(self.folder / str(self.runs)), "--style", "engraving", "--workers", "1"]
+        command = [sys.executable, "-m", "data_tools.prepare", str(self.pictures), *options]
         began, spent = time.perf_counter(), children()
         subprocess.run(command, cwd=self.checkout, env=environment(self.checkout), stdout=subprocess.DEVNULL, check=True)
         return time.perf_counter() - began, children() - spent

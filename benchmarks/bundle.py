@@ -1,12 +1,14 @@
 """A checkpoint -> the one that ships with the package (float16 generator, model card).
 
     python benchmarks/bundle.py runs/mine --tokenizer-steps 16000 --tokenizer-hours 4.5 --steps 60000 --hours 30 \\
-        --sharpened runs/sharp --sources data/sources.tsv data/sources-128.tsv data/sources-plates.tsv --table report/table.md --sheets report/doctor report
+        --sharpened runs/sharp --sources data/sources.tsv data/sources-128.tsv data/sources-plates.tsv \\
+        --table report/table.md --sheets report/doctor report
 
-The checkpoint is a folder, or a run's folder; what its training.json does not say, or is not there to say, is said by `--steps` and the like. The recipe of the
-card and the sampling defaults are those of `--config`, whose shapes must be the checkpoint's. `--sharpened`: what tokun.sharpen made of a checkpoint with
-the same codes, whose image tokenizer is taken. `--sources`: tables with gutenberg_id, title, split, for the card. `--table`: what tokun.evaluate
-measured. `--sheets`: folders of tokun.evaluate whose sheets lie beside the card; without a checkpoint they are laid beside the card that is there.
+The checkpoint is a folder, or a run's folder; what its training.json does not say, or is not there to say, is said by `--steps` and the
+like. The recipe of the card and the sampling defaults are those of `--config`, whose shapes must be the checkpoint's. `--sharpened`: what
+tokun.sharpen made of a checkpoint with the same codes, whose image tokenizer is taken. `--sources`: tables with gutenberg_id, title, split,
+for the card. `--table`: what tokun.evaluate measured. `--sheets`: folders of tokun.evaluate whose sheets lie beside the card; without a
+checkpoint they are laid beside the card that is there.
 Into the package it also draws docs/grid.png and docs/chosen.png; docs/demo.png is benchmarks/screenshot.py's.
 
 Refuses more than 48 MB of weights, and a path of this machine in any file.
@@ -43,32 +45,54 @@ HEADING = "\n## Sheets"
 NAME = "tokun: described prints, 128 px"
 PICTURES = "27,948 prints and plates with descriptions"
 ABOUT = (
-    "The model that ships with tokun: prints and plates in nine shapes, 128 px wide and 64 to 192 high, with descriptions of what they show. From one seed it samples the "
-    "picture's {fewest} to {most} codes and then the words for it, in one sequence. It writes captions in five registers, answers questions, rewrites captions and draws from a text. "
+    "The model that ships with tokun: prints and plates in nine shapes, 128 px wide and 64 to 192 high, with descriptions of what they "
+    "show. From one seed it samples the "
+    "picture's {fewest} to {most} codes and then the words for it, in one sequence. It writes captions in five registers, answers "
+    "questions, rewrites captions and draws from a text. "
     "It was trained on two shared CPU cores to show the whole path on real data."
 )
 DATA = (
-    "27,948 wood engravings, etchings, woodcuts, pen drawings and plates of single things, out of illustrated books and magazines of the sixteenth to the early twentieth century "
-    "as published by Project Gutenberg (public domain in the United States). 882 others (382 prints of 16 other books, 500 plates of 5 other books) were held out: the figures below are measured on them. "
-    "Each picture has a description of what is seen, one sentence of 5 to 16 words written by looking (the register `plain`), its kind (29 of them: the subject tag) and its main noun (the thing tag, "
-    "where enough pictures share it). The printed caption is the register `era`; `alt` is made by rule from technique and description; some 3,300 pictures have `poetic` and `social` captions. "
+    "27,948 wood engravings, etchings, woodcuts, pen drawings and plates of single things, out of illustrated books and magazines of the "
+    "sixteenth to the early twentieth century "
+    "as published by Project Gutenberg (public domain in the United States). 882 others (382 prints of 16 other books, 500 plates of 5 "
+    "other books) were held out: the figures below are measured on them. "
+    "Each picture has a description of what is seen, one sentence of 5 to 16 words written by looking (the register `plain`), its kind (29 "
+    "of them: the subject tag) and its main noun (the thing tag, "
+    "where enough pictures share it). The printed caption is the register `era`; `alt` is made by rule from technique and description; "
+    "some 3,300 pictures have `poetic` and `social` captions. "
     "Questions and answers are made from descriptions, kinds and tones (data_tools.questions). "
     '"Project Gutenberg" is a registered trademark and is used only to name the source.'
 )
-TOKENIZER = "The image tokenizer before it: {steps} steps of {batch} pictures in {hours:g} hours on two CPU cores, peak learning rate {lr:g}, perceptual loss by SqueezeNet features."
-SHARPENED = "Then the decoder alone, encoder and codebook frozen: {steps:,} steps of {recipe[batch_size]} pictures against a discriminator (tokun.sharpen)."
+TOKENIZER = (
+    "The image tokenizer before it: {steps} steps of {batch} pictures in {hours:g} hours on two CPU cores, peak learning rate {lr:g}, "
+    "perceptual loss by SqueezeNet features."
+)
+SHARPENED = (
+    "Then the decoder alone, encoder and codebook frozen: {steps:,} steps of {recipe[batch_size]} pictures against a discriminator "
+    "(tokun.sharpen)."
+)
 ALIGNED = "From step {step:,} on aligned with SqueezeNet 1.1's features of the pictures (train.align_weight 1)."
-VIEWS = "Each picture in {views} views: whole, and crops that leave a tenth of a side away at most, half of them mirrored where no words speak of writing (left and right change places in the words)."
-LIMITS = """- A small model ({parameters:.1f}M parameters), trained for {hours} hours on two shared CPU cores. Its pictures often show the kind of a thing (a bird's head, a shield, a church, a crowd, the sea), and seldom the very thing; faces, hands and crowded scenes stay vague.
-- Its words name kinds, poses and settings as the descriptions do. Numbers, directions, species and small things are often wrong. The figures above say how often words and picture fit.
-- `poetic` and `social` are learnt from some 3,300 pictures, `era` from printed captions, which often do not say what is seen. It knows the questions that data_tools.questions asks, and no others.
+VIEWS = (
+    "Each picture in {views} views: whole, and crops that leave a tenth of a side away at most, half of them mirrored where no words speak "
+    "of writing (left and right change places in the words)."
+)
+LIMITS = """- A small model ({parameters:.1f}M parameters), trained for {hours} hours on two shared CPU cores. Its pictures \
+often show the kind of a thing (a bird's head, a shield, a church, a crowd, the sea), and seldom the very thing; faces, hands and crowded \
+scenes stay vague.
+- Its words name kinds, poses and settings as the descriptions do. Numbers, directions, species and small things are often wrong. \
+The figures above say how often words and picture fit.
+- `poetic` and `social` are learnt from some 3,300 pictures, `era` from printed captions, which often do not say what is seen. \
+It knows the questions that data_tools.questions asks, and no others.
 - It draws little of what a text asks for beyond the kind and the layout.
 - Words are drawn with text_guidance_scale {guidance:g}, which keeps them closer to what the model sees in its picture{repeats}.
 - A code stands for 8x8 pixels: lettering and the finest lines are lost in the codes already.
 - The books are of their time (sixteenth to early twentieth century): depictions and words that are demeaning by present standards,
   war and execution occur in the data and may show in samples.
 - English only. Technique is known for whole books; of plates it is not known and says `engraving`."""
-REPEATS = ", and with no_repeats: no word and no short phrase twice in a row, no word\n  at all twice that training captions hardly ever have twice"
+REPEATS = (
+    ", and with no_repeats: no word and no short phrase twice in a row, no word\n"
+    "  at all twice that training captions hardly ever have twice"
+)
 SHEETS = {  # of tokun.evaluate, and what they show
     "samples": "The first 64 samples of seed 1000, as they come, each with the caption of its own sequence",
     "nearest": "The samples that are nearest to a training picture (by SqueezeNet features), and what they are nearest to",

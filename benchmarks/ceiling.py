@@ -2,8 +2,8 @@
 
     python benchmarks/ceiling.py --train 'shards/train-*.tar' --val 'shards/val-*.tar' --weights squeezenet1_1.safetensors --side 64
 
-The judge of `tokun.evaluate.recognition` (a ridge regression from ImageNet features to words) on centre squares. It shares nothing with a tokun
-model and was trained on photographs, so it is a reference for the generator's PMI, not an upper bound.
+The judge of `tokun.evaluate.recognition` (a ridge regression from ImageNet features to words) on centre squares. It shares nothing with a
+tokun model and was trained on photographs, so it is a reference for the generator's PMI, not an upper bound.
 """
 
 from __future__ import annotations
@@ -37,8 +37,10 @@ def main() -> None:
     judge = recognition.fit(x, captions, seed=args.seed)
     found = figures.mean("", judge.firsts(x_val, captions_val).tolist(), seed=args.seed)
     print(
-        f"{judge.n} training pairs, {found.n} held out, {args.side} px, penalty {judge.penalty:g} (first of 16 in a tenth left out: {judge.left_out:.1%})\n"
-        f"held out: the own caption first of {recognition.CANDIDATES} in {found.value:.1%} ({found.low:.1%} to {found.high:.1%}; chance {1 / 16:.1%})"
+        f"{judge.n} training pairs, {found.n} held out, {args.side} px, penalty {judge.penalty:g} (first of 16 in a tenth left out: "
+        f"{judge.left_out:.1%})\n"
+        f"held out: the own caption first of {recognition.CANDIDATES} in {found.value:.1%} ({found.low:.1%} to {found.high:.1%}; chance "
+        f"{1 / 16:.1%})"
     )
 
 

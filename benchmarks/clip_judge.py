@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def read(pattern: str, size: int, table: Table | None = None) -> tuple[Tensor, list[str]]:
-    """Centred squares uint8 (n, 1, size, size) and their plain captions, or those of `table`. Damaged pairs and pairs without words are left out."""
+    """Centred squares uint8 (n, 1, size, size) and their plain captions, or those of `table`, without damaged and wordless pairs."""
     pairs = [(np.asarray(picture)[None], text) for _, picture, text in described(pattern, squares(size), table=table)]
     if not pairs:
         raise UserError(f"no pair of {pattern} can be used: pairs need a readable picture and a caption")
@@ -133,7 +133,8 @@ def fit(
         spent = time.monotonic() - started
         if step % 20 == 0:
             print(
-                f"step {step} loss {loss.item():.3f} (chance {math.log(args.batch_size):.3f}), {spent:.0f} s, {time.process_time():.0f} s of CPU",
+                f"step {step} loss {loss.item():.3f} (chance {math.log(args.batch_size):.3f}), {spent:.0f} s, {time.process_time():.0f} s "
+                "of CPU",
                 flush=True,
             )
         if spent - saved >= SAVE_EVERY:

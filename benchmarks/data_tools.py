@@ -301,7 +301,9 @@ def encode(tokenizer: Path, shards: str, out: Path, views: int) -> None:
 
 
 def kills(out: Path, times: int, tokenizer: Path | None) -> None:
-    """prepare, caption (templates) and, with a tokenizer, encode: killed at random moments, then finished. Are the bytes those of an uninterrupted run?"""
+    """prepare, caption (templates) and, with a tokenizer, encode: killed at random moments, then finished.
+
+    Are the bytes those of an uninterrupted run?"""
     shutil.rmtree(out, ignore_errors=True)
     source = out / "in"
     for index in range(1500):

@@ -3,11 +3,11 @@
     python benchmarks/interpolation.py --features squeezenet1_1.safetensors                             the bundled model, 16 pairs of seeds
     python benchmarks/interpolation.py --features squeezenet1_1.safetensors --checkpoint runs/mine --pairs 4 --steps 24
 
-A step is the SqueezeNet distance (tokun.models.losses) of two neighbours, enlarged to at least 128 px; if the sizes differ, both are laid on the middle of
-white paper that holds them (--fit resize: the second is resized to the first).
-Each row has the mean step, the ratio of the largest to the mean step of a path (mean and largest over the paths), the share of codes that neighbours with
-the same grid have in common, and nats per code of the pictures between the ends; the last row is that of the ends. On the great circle, one changed early
-code changes all after it: the pictures are as likely as samples, but have nothing in common.
+A step is the SqueezeNet distance (tokun.models.losses) of two neighbours, enlarged to at least 128 px; if the sizes differ, both are laid
+on the middle of white paper that holds them (--fit resize: the second is resized to the first).
+Each row has the mean step, the ratio of the largest to the mean step of a path (mean and largest over the paths), the share of codes that
+neighbours with the same grid have in common, and nats per code of the pictures between the ends; the last row is that of the ends. On the
+great circle, one changed early code changes all after it: the pictures are as likely as samples, but have nothing in common.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ def main() -> None:
         ends += [nats(way[0]), nats(way[-1])]
     print(f"{args.pairs} pairs of seeds from {args.first}, {args.steps} steps, {args.checkpoint or 'the bundled model'}")
     print(
-        "| way | mean step | largest over mean: mean, largest | codes in common | nats a code between the ends |\n| --- | --- | --- | --- | --- |"
+        "| way | mean step | largest over mean: mean, largest | codes in common | nats a code between the ends |\n"
+        "| --- | --- | --- | --- | --- |"
     )
     for name, found in rows.items():
         mean, ratio, same, nll = np.mean(found, axis=0)

@@ -150,7 +150,8 @@ def main(argv: list[str] | None = None) -> None:
             kills += 1
             where[stage_of(out)] += 1
             print(
-                f"kill {kills:3}, {after:5.2f} s into {stage}: {stopped_at(out)}; half written: {', '.join(half_written(out)) or 'nothing'}",
+                f"kill {kills:3}, {after:5.2f} s into {stage}: {stopped_at(out)}; half written: "
+                f"{', '.join(half_written(out)) or 'nothing'}",
                 flush=True,
             )
         finish(start(config, out, args.overrides), out)
@@ -159,10 +160,12 @@ def main(argv: list[str] | None = None) -> None:
         bad += others
         runs += 1
         print(
-            f"run {runs} is finished: {'DIFFERENT ' + str(others) if others else 'the same weights'}; left over: {', '.join(left) or 'nothing'}"
+            f"run {runs} is finished: {'DIFFERENT ' + str(others) if others else 'the same weights'}; left over: "
+            f"{', '.join(left) or 'nothing'}"
         )
     print(
-        f"{kills} kills ({', '.join(f'{n} in {name}' for name, n in where.items())}) in {runs} run(s): {'DIFFERENT' if bad else 'the same'} weights"
+        f"{kills} kills ({', '.join(f'{n} in {name}' for name, n in where.items())}) in {runs} run(s): "
+        f"{'DIFFERENT' if bad else 'the same'} weights"
     )
     if not args.out:
         shutil.rmtree(folder)

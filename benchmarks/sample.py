@@ -4,14 +4,16 @@
     python benchmarks/sample.py --shapes bundled --batch 16 --rounds 5 --no-compile
     python benchmarks/sample.py --device cuda --batch 1 16 64 --dtypes bfloat16
 
-Both make complete pairs: the picture's codes, then words until each row ends. Both choose among the same legal ids (ours in its loop, `generate`
-through a logits processor with the same table), at the same temperature and top_p. Counted are the generated ids, without the prompt and
-the padding. The models of 120M and 350M parameters have random weights and 16x16 codes (configs/ladder). `static`: with `generate`'s static cache.
+Both make complete pairs: the picture's codes, then words until each row ends. Both choose among the same legal ids (ours in its loop,
+`generate` through a logits processor with the same table), at the same temperature and top_p. Counted are the generated ids, without the
+prompt and the padding. The models of 120M and 350M parameters have random weights and 16x16 codes (configs/ladder). `static`: with
+`generate`'s static cache.
 
-The bound is a lower limit on the time of any loop over single ids on this machine: for the prompt and every later step, the larger of (bytes of the weights and of the cache so far)
-over the measured bandwidth, and operations over the measured rate of a large matrix product, in our dtype and number of rows. Both are measured again in every
-round, the best of ten tries each, since the speed of a shared machine varies.
-The bandwidth is that of reading 512 MiB; weights that stay in a processor's last-level cache, as a small model's may, can beat the bound.
+The bound is a lower limit on the time of any loop over single ids on this machine: for the prompt and every later step, the larger of
+(bytes of the weights and of the cache so far) over the measured bandwidth, and operations over the measured rate of a large matrix product,
+in our dtype and number of rows. Both are measured again in every round, the best of ten tries each, since the speed of a shared machine
+varies. The bandwidth is that of reading 512 MiB; weights that stay in a processor's last-level cache, as a small model's may, can beat the
+bound.
 """
 
 from __future__ import annotations
@@ -75,7 +77,8 @@ def main() -> None:
             start, used = time.perf_counter(), processor_seconds()
             if decoder.compile_steps(model, args.compile):
                 print(
-                    f"{shape:>8} {dtype:>9} compiled in {time.perf_counter() - start:.0f} s, {processor_seconds() - used:.0f} s of processor time",
+                    f"{shape:>8} {dtype:>9} compiled in {time.perf_counter() - start:.0f} s, {processor_seconds() - used:.0f} s of "
+                    "processor time",
                     flush=True,
                 )
             for batch in args.batch:
@@ -185,7 +188,8 @@ def theirs(model: Any, vocabulary: Vocabulary, batch: int, seed: int, cache: str
     settings = {} if cache is None else {"cache_implementation": cache}
     return model.generate(
         given, do_sample=True, temperature=CHOICE.temperature, top_k=0, top_p=CHOICE.top_p, logits_processor=[Legal(vocabulary, given)],
-        max_new_tokens=rows * columns + vocabulary.max_text + 4, pad_token_id=vocabulary.id("<pad>"), eos_token_id=vocabulary.id("<eos>"), **settings,
+        max_new_tokens=rows * columns + vocabulary.max_text + 4, pad_token_id=vocabulary.id("<pad>"), eos_token_id=vocabulary.id("<eos>"),
+        **settings,
     )  # fmt: skip
 
 
@@ -251,7 +255,8 @@ def least_seconds(model: Any, vocabulary: Vocabulary, ids: Tensor, limits: dict[
 
 def row(line: dict[str, Any]) -> str:
     return (
-        f"{line['shape']:>8} {line['dtype']:>9} batch {line['batch']:>3}: ours {line['ours']:8.0f} ids/s, generate {line['dynamic']:7.0f} (dynamic) "
+        f"{line['shape']:>8} {line['dtype']:>9} batch {line['batch']:>3}: ours {line['ours']:8.0f} ids/s, generate {line['dynamic']:7.0f} "
+        "(dynamic) "
         f"{line['static']:7.0f} (static), {line['times']:.1f} times the better; {100 * line['bound']:.0f} % of the bound "
         f"({line['bandwidth'] / 1e9:.0f} GB/s read, {line['rate'] / 1e9:.0f} GFLOP/s in large products)"
     )

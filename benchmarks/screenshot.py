@@ -1,4 +1,4 @@
-"""docs/demo.png: the demo as a visitor sees it, with eight prints of seed 42, one of them selected; docs/demo-phone.png: the same on a phone.
+"""docs/demo.png: the demo as a visitor sees it, with eight prints of seed 42, one of them selected. docs/demo-phone.png: on a phone.
 
 python -m benchmarks.screenshot --out docs/demo.png --phone docs/demo-phone.png      needs the extras app, svg and dev, and Chromium
 """

@@ -1,4 +1,4 @@
-"""Pairs by a vLLM server and 32 clients beside `Tokun.sample` with a batch of 32, in turns: seconds and processor time, and whether the ids are the same.
+"""Pairs by a vLLM server and 32 clients beside `Tokun.sample` with a batch of 32, in turns: seconds, processor time, the same ids or not.
 
     vllm serve tokun/bundled/engraving/generator --dtype float32 …          (docs/guides/serving.md)
     taskset -c 1 python benchmarks/serving.py http://localhost:8000 --server-pid PID
@@ -64,7 +64,8 @@ def main() -> None:
         by_clock.append((marks[2][0] - marks[1][0]) / (marks[1][0] - marks[0][0]))
         by_processor.append((sum(marks[2][1:]) - sum(marks[1][1:])) / (marks[1][1] - marks[0][1]))
         print(
-            f"turn {turn}: {marks[1][0] - marks[0][0]:.2f} s, vLLM {by_clock[-1]:.2f} times that; processor time {by_processor[-1]:.2f}; same {same} of {CLIENTS}"
+            f"turn {turn}: {marks[1][0] - marks[0][0]:.2f} s, vLLM {by_clock[-1]:.2f} times that; processor time {by_processor[-1]:.2f}; "
+            f"same {same} of {CLIENTS}"
         )
     print(f"medians: {statistics.median(by_clock):.2f} by the clock, {statistics.median(by_processor):.2f} by processor time")
 

@@ -179,7 +179,7 @@ def _judge_of(side: int) -> Judge:
 
 
 def named(pairs: Sequence[Pair]) -> list[float]:
-    """For grpo.judges and grpo.rewards (`benchmarks.toy_judge:named`): the share of shapes and hatching on which caption and picture agree."""
+    """For grpo.judges and grpo.rewards (`benchmarks.toy_judge:named`): on what share of shapes and hatching caption and picture agree."""
     images = torch.stack([torch.from_numpy(np.asarray(pair.image.convert("L"), np.float32))[None] / 127.5 - 1 for pair in pairs])
     shares = []
     for pair, seen in zip(pairs, _judge_of(images.shape[-1]).judge(images)):

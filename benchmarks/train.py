@@ -3,16 +3,18 @@
     python benchmarks/train.py loops                                                              # configs/tiny.yaml, on a CPU
     OMP_NUM_THREADS=1 python benchmarks/train.py loops --one-process --lives 10 --rounds 6
     python benchmarks/train.py gains
-    python benchmarks/train.py kernels --config configs/engraving-cpu.yaml image_tokenizer.image_size=128 image_tokenizer.codebook_size=2048 train.optimizer=muon
+    python benchmarks/train.py kernels --config configs/engraving-cpu.yaml image_tokenizer.image_size=128 \\
+        image_tokenizer.codebook_size=2048 train.optimizer=muon
     python benchmarks/train.py loops gains --device cuda --config configs/ladder/350m.yaml train.batch_size=64 train.compile=true
 
 Ours is the real loop, `train_generator`, on code shards generated here; it is paused at its prefetcher before each step.
-Each loop runs in its own process (with --one-process, ours and the bare one run in threads of one process and share the allocator with its settings and the compiled programs). The loops take turns of some steps, so that other load on the machine
-affects all of them; between turns the others are idle, and a loop's background work (packing ahead) is waited for and counted as
-its own. Printed are medians over the turns of tokens without padding per second by the clock and per second of processor time, and of the ratio
-within a round; and the peak memory, of the GPU or resident. All loops have the same model, weights, batches, AdamW, precision, compilation, loss and
-clipping. The bare one has nothing else, and its batches are in memory; ours packs them, averages the weights, checks for non-finite values and logs;
-the Trainer collates and logs. Ours lets the C library keep freed memory (`engine.keep_memory`), as train.py does; so does the second bare loop.
+Each loop runs in its own process. (With --one-process, ours and the bare one run in threads of one process and share the allocator with its
+settings and the compiled programs.) The loops take turns of some steps, so that other load on the machine affects all of them; between
+turns the others are idle, and a loop's background work (packing ahead) is waited for and counted as its own. Printed are medians over the
+turns of tokens without padding per second by the clock and per second of processor time, and of the ratio within a round; and the peak
+memory, of the GPU or resident. All loops have the same model, weights, batches, AdamW, precision, compilation, loss and clipping. The bare
+one has nothing else, and its batches are in memory; ours packs them, averages the weights, checks for non-finite values and logs; the
+Trainer collates and logs. Ours lets the C library keep freed memory (`engine.keep_memory`), as train.py does; so does the second bare loop.
 """
 
 from __future__ import annotations
@@ -105,7 +107,8 @@ def prepare(settings: Config, folder: Path) -> None:
 
     data.write_shard(folder / "codes" / "train-00000.tar", samples())
     record = {
-        "fingerprint": ImageTokenizer.load(folder / "image_tokenizer").fingerprint(), "grid": [rows, columns], "codebook_size": m.codebook_size, "views": 1,
+        "fingerprint": ImageTokenizer.load(folder / "image_tokenizer").fingerprint(), "grid": [rows, columns],
+        "codebook_size": m.codebook_size, "views": 1,
         "counts": {"train": SAMPLES}, "skipped": {}, "tag_counts": [["engraving", "", SAMPLES]], "settings": {},
     }  # fmt: skip
     checkpoint.write_record(folder / "codes" / "codes.json", record)
@@ -259,10 +262,13 @@ def trainer(setting: Setting, gate: Gate) -> None:
             return torch.utils.data.SequentialSampler(rows)
 
     arguments = transformers.TrainingArguments(
-        output_dir=tempfile.mkdtemp(dir=setting.folder, prefix="trainer-"), max_steps=setting.steps, per_device_train_batch_size=setting.micro(),
+        output_dir=tempfile.mkdtemp(dir=setting.folder, prefix="trainer-"), max_steps=setting.steps,
+        per_device_train_batch_size=setting.micro(),
         gradient_accumulation_steps=t.batch_size // setting.micro(), learning_rate=t.lr, weight_decay=t.weight_decay, adam_beta1=t.betas[0],
-        adam_beta2=t.betas[1], max_grad_norm=t.max_grad_norm, lr_scheduler_type="cosine", warmup_steps=t.warmup_steps, bf16=t.precision == "bf16",
-        optim="adamw_torch_fused", logging_steps=t.log_every, report_to=[], save_strategy="no", disable_tqdm=True, use_cpu=setting.device.type == "cpu",
+        adam_beta2=t.betas[1], max_grad_norm=t.max_grad_norm, lr_scheduler_type="cosine", warmup_steps=t.warmup_steps,
+        bf16=t.precision == "bf16",
+        optim="adamw_torch_fused", logging_steps=t.log_every, report_to=[], save_strategy="no", disable_tqdm=True,
+        use_cpu=setting.device.type == "cpu",
         remove_unused_columns=False,
     )  # fmt: skip
     theirs = InOrder(
@@ -315,10 +321,9 @@ def turns_in_one_process(pipe: Connection, key: tuple[Any, ...], steps: int, rou
 
 
 def compare_in_one_process(setting: Setting, rate: float, *, steps: int, rounds: int, lives: int) -> None:
-    """Compare ours and the bare loop in a shared process, which excludes differences between processes; each of the lives is a fresh one."""
-    os.environ["MALLOC_ARENA_MAX"] = (
-        "1"  # glibc gives each thread its own arena, whose memory is returned to the system after every step; a loop in the main thread has no such cost
-    )
+    """Compare ours and the bare loop in a shared process, which excludes differences between processes; each life is a fresh one."""
+    # glibc gives each thread its own arena, whose memory is returned to the system after every step; the main thread has no such cost
+    os.environ["MALLOC_ARENA_MAX"] = "1"
     context, turns, ratios = get_context("spawn"), {"ours": [], "bare": []}, []
     for life in range(lives):
         pipe, theirs = context.Pipe()
@@ -336,7 +341,8 @@ def compare_in_one_process(setting: Setting, rate: float, *, steps: int, rounds:
         print(row(name, own, turns["bare"], setting, rate))
     if lives > 1:
         print(
-            f"ratios of the processes: median {statistics.median(ratios):.3f}, mean {statistics.mean(ratios):.3f} +- {statistics.stdev(ratios) / lives**0.5:.3f}"
+            f"ratios of the processes: median {statistics.median(ratios):.3f}, mean {statistics.mean(ratios):.3f} +- "
+            f"{statistics.stdev(ratios) / lives**0.5:.3f}"
         )
 
 
@@ -466,7 +472,8 @@ def main(argv: list[str] | None = None) -> None:
     device = torch.device(args.device)
     if (device.type == "cuda") != torch.cuda.is_available():
         parser.error(
-            f"--device {device.type}, but torch sees {'a GPU: hide it with CUDA_VISIBLE_DEVICES=' if torch.cuda.is_available() else 'no GPU'}"
+            f"--device {device.type}, but torch sees "
+            f"{'a GPU: hide it with CUDA_VISIBLE_DEVICES=' if torch.cuda.is_available() else 'no GPU'}"
         )
     quiet = ["train.steps=1000000000", "train.save_every=1000000000", "train.eval_every=1000000000", "train.sample_every=1000000000"]
     alone = ["data.toy=0", "train.deepspeed=", "train.optimizer=adamw", "tracking.kind=none", "train.max_minutes=0"]
@@ -479,7 +486,8 @@ def main(argv: list[str] | None = None) -> None:
         setting = Setting(settings, folder, device, (args.rounds + 2) * args.steps + 1)
         c = setting.model()
         print(
-            f"{args.config}: {generator.count_parameters(c) / 1e6:.2f}M parameters, batch {settings.train.batch_size}, vocabulary {setting.vocabulary.size}, "
+            f"{args.config}: {generator.count_parameters(c) / 1e6:.2f}M parameters, batch {settings.train.batch_size}, vocabulary "
+            f"{setting.vocabulary.size}, "
             f"precision {settings.train.precision}, compile {settings.train.compile}; {device.type}, {torch.get_num_threads()} thread(s), "
             f"torch {torch.__version__}, matrix products at {rate / 1e12:.3f} TFLOP/s"
         )

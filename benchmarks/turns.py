@@ -71,8 +71,8 @@ def live(pipe: Connection, work: Callable[..., None], make: Callable[..., Any], 
 
 
 class Loop:
-    """The handle of a training loop in its own process (or thread). `work(setting, gate)` runs there, with a setting made from `setting.key()`;
-    `setting.device` is its device, `setting.tokens` the tokens of each step."""
+    """The handle of a training loop in its own process (or thread). `work(setting, gate)` runs there, with a setting made from
+    `setting.key()`; `setting.device` is its device, `setting.tokens` the tokens of each step."""
 
     def __init__(
         self,

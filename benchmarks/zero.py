@@ -92,8 +92,8 @@ def free_port() -> int:
 
 
 def train_case(case: Case) -> dict[str, Any]:
-    """Train the last stage of a case (the generator, preferences or words) in this process and its peers. Returns `losses` and `held_out` (by step), `bytes` (of this process,
-    by kind), `skipped` (spikes), `stopped`, and `said`: a description of the engine."""
+    """Train the last stage of a case (the generator, preferences or words) in this process and its peers. Returns `losses` and `held_out`
+    (by step), `bytes` (of this process, by kind), `skipped` (spikes), `stopped`, and `said`: a description of the engine."""
     from tokun.config import load_config
     from tokun.training.health import Preempted
     from tokun.training.run import open_run
@@ -170,8 +170,8 @@ class Watch:
 
 
 def weigh(engine: Any) -> dict[str, int]:
-    """Bytes of this process's parameters, master copies, gradients and moments between backward pass and step. Each storage counts only once,
-    in the first of these; communication buckets do not count."""
+    """Bytes of this process's parameters, master copies, gradients and moments between backward pass and step. Each storage counts only
+    once, in the first of these; communication buckets do not count."""
     zero = getattr(engine, "zero", None)
     stage = getattr(engine, "stage", 0)
     inner = zero.optimizer if stage else getattr(engine.optimizer, "optimizer", engine.optimizer)

@@ -1,7 +1,8 @@
 """What the site makes when it is built: the pages of commands, config keys, measurements and the model card. A hook of MkDocs (mkdocs.yml).
 
-Commands are read from their own argparse parsers, config keys from the dataclasses of tokun/config.py and the comments beside them. The pages of the
-repository hold both, too: `python docs/_site.py` writes them there, and a test compares. The two others are pages of the repository that lie elsewhere.
+Commands are read from their own argparse parsers, config keys from the dataclasses of tokun/config.py and the comments beside them. The
+pages of the repository hold both, too: `python docs/_site.py` writes them there, and a test compares. The two others are pages of the
+repository that lie elsewhere.
 """
 
 from __future__ import annotations
@@ -282,7 +283,7 @@ MADE = {"commands": commands, "config": config_page, "measurements": measurement
 
 
 def on_config(config: Any) -> Any:
-    """The checkout that holds these pages is the one that they describe. (MkDocs restores the path that a hook changes while it is loaded.)"""
+    """The checkout that holds these pages is the one that they describe. (MkDocs restores the path that a loading hook changes.)"""
     sys.path.insert(0, str(ROOT))
     return config
 

@@ -24,10 +24,12 @@ if in_memory():
 
 LONG = (
     "launch", "compiled", "fine_tuning_launch", "grpo", "prepare", "coherence", "app", "caption", "ray", "sample", "training", "resume",
-    "evaluate", "notebook", "encode", "svg", "caption_table", "tracking", "questions", "planner", "recognition", "adapters", "native", "reported_runs",
+    "evaluate", "notebook", "encode", "svg", "caption_table", "tracking", "questions", "planner", "recognition", "adapters", "native",
+    "reported_runs",
     "shapes", "local_hub", "viewer", "cropping",
 )  # fmt: skip
-# left out by `pytest -m "not slow"`, beside what is marked where it stands: files that start launchers, clusters, notebooks or train whole runs, and tests of a finished run
+# left out by `pytest -m "not slow"`, beside what is marked where it stands: files that start launchers, clusters, notebooks or train whole
+# runs, and tests of a finished run
 SLOW_FILES = {
     f"test_{name}" for name in (
         "launch", "fine_tuning_launch", "resume", "training", "coherence", "notebook", "ray", "real_engravings",

@@ -71,12 +71,13 @@ def tiny_model(tiny_image_tokenizer, text_tokenizer, tiny_vocabulary) -> Tokun:
 
 @pytest.fixture(scope="session")
 def shaped_model(tiny_image_tokenizer, text_tokenizer, tiny_vocabulary) -> Tokun:
-    """A model of things, registers and pictures of five shapes, two of 16 codes, two of 15 and one of 12. Random weights; nobody may change them."""
+    """A model of things, registers and five shapes, two of 16 codes, two of 15 and one of 12. Random weights; nobody may change them."""
     v = replace(
         tiny_vocabulary, grids=((4, 4), (2, 8), (3, 5), (5, 3), (2, 6)), things=("house", "moth", "tree"), registers=("plain", "era")
     )
     tags = [
-        ("engraving", "scenery", "tree", "4x4", 30), ("engraving", "scenery", "tree", "3x5", 30), ("engraving", "scenery", "house", "5x3", 30),
+        ("engraving", "scenery", "tree", "4x4", 30), ("engraving", "scenery", "tree", "3x5", 30),
+        ("engraving", "scenery", "house", "5x3", 30),
         ("etching", "shapes", "moth", "2x8", 30), ("etching", "shapes", "", "2x6", 30),
     ]  # fmt: skip
     return Tokun(tiny_image_tokenizer, text_tokenizer, v, random_generator(v), tag_counts=tags, tasks=("joint", "text_to_image"))
@@ -167,7 +168,7 @@ def signals_keep_their_meaning():
 
 
 def slow_next(v, state, token, spans, tags):
-    """The state after an id, by GRAMMAR and the rules that grammar.py states, said once more one id at a time; None where it may not stand there.
+    """The state after an id, by GRAMMAR and the rules that grammar.py states, said again one id at a time; None where it may not stand.
 
     `spans` are the ids of each state so far, `tags` may hold the grid.
     """

@@ -35,7 +35,8 @@ SMALL = {
     },
     "codes": {"views": 2, "batch_size": 16},
     "generator": {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1, "head_dim": 16, "dropout": 0.1},
-    "train": {"steps": 8, "batch_size": 8, "precision": "no", "log_every": 1, "save_every": 2, "eval_every": 4, "sample_every": 8, "warmup_steps": 2},
+    "train": {"steps": 8, "batch_size": 8, "precision": "no", "log_every": 1, "save_every": 2, "eval_every": 4, "sample_every": 8,
+        "warmup_steps": 2},
     "sampling": {"n": 2},
     "tracking": {"kind": "none"},
 }  # fmt: skip
@@ -55,11 +56,13 @@ def write_config(folder: Path, shards: Path, **changes) -> Path:
 def preference_tree(start: Path, pairs: Path, *, steps: int = 5) -> dict[str, Any]:
     """The config of a small adapter that learns preferences."""
     train = {
-        "steps": steps, "batch_size": 4, "precision": "no", "lr": 0.01, "warmup_steps": 1, "weight_decay": 0.0, "log_every": 1, "save_every": 100,
+        "steps": steps, "batch_size": 4, "precision": "no", "lr": 0.01, "warmup_steps": 1, "weight_decay": 0.0, "log_every": 1,
+        "save_every": 100,
         "eval_every": 100,
     }  # fmt: skip
     return {
-        "start": str(start), "threads": 1, "tracking": {"kind": "none"}, "generator": {"dropout": 0.0}, "adapter": {"rank": 2, "alpha": 4.0},
+        "start": str(start), "threads": 1, "tracking": {"kind": "none"}, "generator": {"dropout": 0.0},
+        "adapter": {"rank": 2, "alpha": 4.0},
         "dpo": {"pairs": str(pairs), "beta": 0.5}, "train": train,
     }  # fmt: skip
 

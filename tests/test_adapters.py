@@ -148,7 +148,8 @@ def test_an_adapter_knows_its_base_in_any_precision_and_no_other(base, tmp_path,
             p += 0.01 * p.std() * torch.randn_like(p)
     with pytest.raises(
         ValueError,
-        match=r"adapter mine was trained on another base, .*base \(\w{12}…\); this model is \w{12}….*Load that base \(--checkpoint .*base\)",
+        match=r"adapter mine was trained on another base, .*base \(\w{12}…\); this model is \w{12}….*"
+        r"Load that base \(--checkpoint .*base\)",
     ):
         other.add_adapter(folder)
 
@@ -223,16 +224,20 @@ def test_an_adapter_that_names_its_new_tags_twice_as_earlier_ones_do_is_read(bas
     assert adapters.read(folder).new_tags == ("<style:lithograph>",)
 
 
-BASE_CARD = "---\nlicense: apache-2.0\ntags: [tokun, ships]\n---\n\n# Ships\n\nDraws ships.\n\n## Figures\n\n| figure | value |\n| --- | --- |\n| PSNR | 16.9 dB |\n"
+BASE_CARD = (
+    "---\nlicense: apache-2.0\ntags: [tokun, ships]\n---\n\n# Ships\n\nDraws ships.\n\n## Figures\n\n| figure | value |\n| --- | --- |\n"
+    "| PSNR | 16.9 dB |\n"
+)
 
 
 def test_a_merged_model_has_a_card_of_its_own_and_its_bases_below_a_heading_that_says_so(base, tmp_path):
-    """The base's card was handed on as the merged model's own, with the base's data, recipe and figures; one line far below named the adapter."""
+    """The base's card was handed on as the merged model's own, with its data, recipe and figures; one line far below named the adapter."""
     model = tokun.load(base, adapter=made(base, tmp_path / "mine"))
     model.base.card = BASE_CARD
     model.adapters["mine"] = dataclasses.replace(
         model.adapters["mine"],
-        card="---\nlicense: cc-by-4.0\n---\n\n# mine\n\nTrained on 40 pictures. It changes the base **/home/anna/x** and no other.\n\n## Figures\n\n| figure | value |\n| - | - |\n| nats | 4.1 |\n",
+        card="---\nlicense: cc-by-4.0\n---\n\n# mine\n\nTrained on 40 pictures. It changes the base **/home/anna/x** and no other.\n\n"
+        "## Figures\n\n| figure | value |\n| - | - |\n| nats | 4.1 |\n",
     )
     model.save_pretrained(tmp_path / "merged")
     card, told = tokun.load(tmp_path / "merged").card, describe(tmp_path / "merged")

@@ -269,7 +269,8 @@ def test_words_are_shown_as_words_whatever_stands_in_them(tiny_model):
 
 def test_a_link_holds_every_option_that_is_not_the_usual_one_and_is_read_back():
     values = {
-        "seed": 7, "no": 3, "prompt": "ein Schiff & 100 % Sturm?", "style": "etching", "subject": "", "thing": "moth", "register": "poetic", "shape": "4x4",
+        "seed": 7, "no": 3, "prompt": "ein Schiff & 100 % Sturm?", "style": "etching", "subject": "", "thing": "moth", "register": "poetic",
+        "shape": "4x4",
         "temperature": 0.8, "guidance": 2.25, "adapter": "mine",
     }  # fmt: skip
     made = links.link(values, {"temperature": 1.0, "register": "plain", "no": 0})
@@ -373,7 +374,8 @@ def test_a_form_offers_what_the_model_knows_and_no_more(tiny_model, adapted):
     silent = replace(tiny_model.vocabulary, registers=("plain",), subjects=(), grids=((4, 4),))
     plain = offered(replace(tiny_model, tasks=("joint",), vocabulary=silent, generator=random_generator(silent)))
     named = {
-        "Ask about it", "A caption", "What it shows, in words (may stay empty)", "Left: what it shows", "Adapter", "Register", "Subject", "Shape",
+        "Ask about it", "A caption", "What it shows, in words (may stay empty)", "Left: what it shows", "Adapter", "Register", "Subject",
+        "Shape",
         "Say what it shows, in these registers",
     }  # fmt: skip
     assert named <= full and not named & plain and "Style" in plain
@@ -510,7 +512,10 @@ def test_an_upload_is_one_whole_file_and_not_endless(site):
     def sent(body: bytes, length: int | None = None, boundary: str = "xyz") -> int:
         host, _, port = site.removeprefix("http://").partition(":")
         with socket.create_connection((host, int(port)), timeout=20) as wire:
-            head = f"POST /gradio_api/upload HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nContent-Type: multipart/form-data; boundary={boundary}\r\nContent-Length: {length or len(body)}\r\n\r\n"
+            head = (
+                f"POST /gradio_api/upload HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nContent-Type: multipart/form-data; "
+                f"boundary={boundary}\r\nContent-Length: {length or len(body)}\r\n\r\n"
+            )
             wire.sendall(head.encode())
             try:
                 wire.sendall(body)

@@ -75,7 +75,8 @@ def test_a_record_of_an_earlier_version_without_a_batch_size_is_gone_on_with(tin
 
 @pytest.mark.parametrize(
     ("seed", "n", "options", "named"),
-    [(5, 70, {"style": "nonsense"}, "<style:nonsense>"), (-1, 70, {}, "seed is -1"), (5, 70, {"temperature": 1e39}, "temperature"), (5, 70, {"prompt": " "}, "holds no text"),
+    [(5, 70, {"style": "nonsense"}, "<style:nonsense>"), (-1, 70, {}, "seed is -1"), (5, 70, {"temperature": 1e39}, "temperature"),
+     (5, 70, {"prompt": " "}, "holds no text"),
      (5, 10**20, {}, "n is 1000")],
 )  # fmt: skip
 def test_what_is_refused_leaves_nothing_that_stands_in_the_way(tiny_model, tmp_path, seed, n, options, named):

@@ -32,7 +32,8 @@ def config(shaped_model, tmp_path):
     tree = {
         "data": {"grids": [f"{rows}x{columns}" for rows, columns in shaped_model.grids]},
         "image_tokenizer": {"image_size": t.image_size, "codebook_size": t.codebook_size, "channels": list(t.channels)},
-        "generator": {"hidden_size": g.hidden_size, "num_layers": g.num_hidden_layers, "num_heads": g.num_attention_heads, "num_kv_heads": g.num_key_value_heads},
+        "generator": {"hidden_size": g.hidden_size, "num_layers": g.num_hidden_layers, "num_heads": g.num_attention_heads,
+            "num_kv_heads": g.num_key_value_heads},
         "train": {"task_mix": dict.fromkeys(shaped_model.tasks, 0.5), "lr_hold": 0.85},
         "sampling": {"temperature": 0.75},
     }  # fmt: skip
@@ -86,7 +87,8 @@ def test_what_nobody_told_is_asked_for(checkpoint, config, tmp_path):
 
 @pytest.mark.parametrize(
     ("setting", "named"),
-    [("generator.num_layers=9", "generator"), ("image_tokenizer.codebook_size=8", "image tokenizer"), ("data.grids=[4x4]", "grids"), ("train.task_mix={joint: 1.0}", "tasks")],
+    [("generator.num_layers=9", "generator"), ("image_tokenizer.codebook_size=8", "image tokenizer"), ("data.grids=[4x4]", "grids"),
+     ("train.task_mix={joint: 1.0}", "tasks")],
 )  # fmt: skip
 def test_the_recipe_of_another_model_is_refused(checkpoint, config, setting, named):
     with pytest.raises(UserError, match=f"the checkpoint's {named} is"):
@@ -133,7 +135,8 @@ def test_paths_of_a_machine_are_found(tmp_path, text, found):
 @pytest.mark.parametrize(
     ("text", "left"),
     [
-        ("`python -m tokun.evaluate --shards '/home/me/data/val-*.tar' --features /home/me/models/squeezenet.safetensors`", "`python -m tokun.evaluate --shards 'val-*.tar' --features squeezenet.safetensors`"),
+        ("`python -m tokun.evaluate --shards '/home/me/data/val-*.tar' --features /home/me/models/squeezenet.safetensors`",
+         "`python -m tokun.evaluate --shards 'val-*.tar' --features squeezenet.safetensors`"),
         ("| 1/2 | see https://example.org/a/b, runs/mine/report |", "| 1/2 | see https://example.org/a/b, runs/mine/report |"),
         ("--out=/home/me/report", "--out=report"),
     ],
@@ -148,8 +151,10 @@ def test_the_bundle_that_is_there_holds_no_path_of_a_machine_and_no_record_of_a_
     named = {p.relative_to(BUNDLED).as_posix() for p in BUNDLED.rglob("*") if p.is_file()}
     rest = {name for name in named if not name.startswith("sheets/")}
     assert rest == {
-        "README.md", "sampling.json", "vocabulary.json", "text_tokenizer.model", "image_tokenizer/config.json", "image_tokenizer/model.safetensors",
-        *(f"generator/{name}" for name in ("config.json", "generation_config.json", "model.safetensors", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json")),
+        "README.md", "sampling.json", "vocabulary.json", "text_tokenizer.model", "image_tokenizer/config.json",
+        "image_tokenizer/model.safetensors",
+        *(f"generator/{name}" for name in ("config.json", "generation_config.json", "model.safetensors", "special_tokens_map.json",
+                                           "tokenizer.json", "tokenizer_config.json")),
     }  # fmt: skip
 
 

@@ -591,10 +591,31 @@ def test_a_captioner_alone_needs_plain_and_the_key_is_asked_for(toy_shards, tmp_
     assert "No key was given: set the environment variable named by --api-key-env" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(not ENGRAVINGS.exists(), reason="needs the engravings in ../shared")
-def test_real_engravings_are_captioned_from_their_metadata(tmp_path):
+def engraved() -> dict[str, bytes]:
+    """Eight pictures with records as engravings out of books have them."""
     members = {}
-    for pair, _ in zip(read_pairs(ENGRAVINGS, []), range(8)):
+    for number in range(8):
+        record = {
+            "caption": f"A ferry at mile {number}.", "title": "Down the River, Volume 2", "author": "Various", "gutenberg_id": 100 + number,
+            "illustrator": ("", "A. Friend")[number % 2], "technique": ("wood engraving", "engraving (unspecified)")[number > 4],
+            "category": "sea", "context": "They waited for it.", "source_file": f"1-h/images/{number}.jpg", "width": 24, "height": 16,
+        }  # fmt: skip
+        if number == 7:
+            record = {key: record[key] for key in ("caption", "title", "author", "gutenberg_id", "technique")}
+        members |= {f"val-{number:06d}.webp": picture(), f"val-{number:06d}.json": json.dumps(record).encode()}
+    return members
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "made",  # all that the real ones promise
+        pytest.param("real", marks=pytest.mark.skipif(not ENGRAVINGS.exists(), reason="needs the engravings in ../shared")),
+    ],
+)
+def test_engravings_are_captioned_from_their_metadata(kind, tmp_path):
+    members = engraved() if kind == "made" else {}
+    for pair, _ in zip(read_pairs(ENGRAVINGS, []) if kind == "real" else (), range(8)):
         members |= {f"{pair.key}.{extension}": data for extension, data in pair.members.items()}
     shard = write_tar(tmp_path / "val-00000.tar", members)
     report = caption([shard], tmp_path / "out", Settings(registers=registers.REGISTERS), Work())

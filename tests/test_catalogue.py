@@ -241,7 +241,8 @@ def test_of_two_tables_with_captions_none_is_taken_and_both_are_offered(made, tm
 
 @pytest.mark.parametrize(
     ("head", "why"),
-    [("scan;caption", "(scan, caption) is known to name the pictures; rename that one to file_name"), ("file;seen", "(file, seen) is known to hold captions; rename that one to caption")],
+    [("scan;caption", "(scan, caption) is known to name the pictures; rename that one to file_name"),
+     ("file;seen", "(file, seen) is known to hold captions; rename that one to caption")],
 )  # fmt: skip
 def test_a_table_whose_columns_are_not_known_is_told_what_to_rename_instead_of_a_command_that_fails(made, head, why):
     found = made({**PICTURES, "list.csv": f"{head}\n1.png;A large moth sits on a leaf.\n"})
@@ -495,8 +496,8 @@ def test_a_style_that_is_overridden_is_told_with_the_number_of_pictures(made, ki
     }[kind]
     found = made(files, source=source)
     assert (
-        "--style engraving replaces the style that 3 of the 5 pictures kept have of their own; without --style each keeps its own, if all have one."
-        in found.said
+        "--style engraving replaces the style that 3 of the 5 pictures kept have of their own; without --style each keeps its own, if all "
+        "have one." in found.said
     )
     if kind == "table":
         plain = "".join(json.dumps({**record, "style": ""}) + "\n" for record in records)

@@ -1,4 +1,6 @@
-"""Promises of data_tools/text and of images/measure.py, judge.py and trim.py, on pictures drawn on the spot and on real engravings where they are at hand."""
+"""Promises of data_tools/text and of images/measure.py, judge.py and trim.py, on pictures drawn on the spot.
+
+On real engravings, too, where they are at hand."""
 
 from __future__ import annotations
 
@@ -124,6 +126,21 @@ def test_a_line_engraving_has_nothing_against_it():
 )
 def test_each_clear_case_is_rejected_with_its_reason(image, caption, reason):
     assert (REJECT, reason) in found(image, caption)
+
+
+@pytest.mark.parametrize("share", [0.4, 0.6])
+def test_a_print_that_is_partly_as_smooth_as_a_photograph_is_ambiguous(share):
+    tones = np.array(hatched())
+    tones[: round(240 * share)] = np.asarray(soft_picture())[: round(240 * share)]
+    assert found(Image.fromarray(tones)) == {(AMBIGUOUS, "photograph")}
+
+
+def test_made_prints_are_kept_and_their_captions_stay_as_they_are():
+    prints = [hatched((220 + 20 * (seed % 7), 200 + 30 * (seed % 4)), seed % 6) for seed in range(24)]
+    captions = [f"{what} {where}" for what in ("A heron", "Two mills", "The old ferry") for where in ("by a pond", "at dusk.", "in Kent")]
+    assert [decide(reasons(look(image), caption)) for image, caption in zip(prints, captions * 3)] == [("kept", "")] * 24
+    assert [clean_caption(caption).reason for caption in captions] == [""] * 9
+    assert [clean_caption(caption).text for caption in captions] == captions
 
 
 def test_a_few_strokes_on_a_page_are_nearly_blank():
@@ -257,9 +274,12 @@ def test_what_is_no_part_of_a_caption_goes(raw, text):
 @pytest.mark.parametrize(
     "text",
     [
-        "Figure skating in Holland", "Plate of fruit", "No. 12 Downing Street", "1812. The retreat", "2 < 3 wolves and 5 > 4", "A page of Caxton",
+        "Figure skating in Holland", "Plate of fruit", "No. 12 Downing Street", "1812. The retreat", "2 < 3 wolves and 5 > 4",
+        "A page of Caxton",
         "King Charles I", "Edward the Confessor's chapel, and the Abbot's house", "Carriage drawn by oxen", "By the river", "The Mosquito.",
-        "1. The boat-house; 2. The ships", "I—I beg your pardon!", "Hornet, the", "Part of the ruins", "A scene in Spain", "Old bits: 1. A door. 2. A gate. 3. A wall.", "A map-seller", "Capital of a Column (destroyed), Paris. (Eleventh Century.)", "...and left",
+        "1. The boat-house; 2. The ships", "I—I beg your pardon!", "Hornet, the", "Part of the ruins", "A scene in Spain",
+        "Old bits: 1. A door. 2. A gate. 3. A wall.", "A map-seller", "Capital of a Column (destroyed), Paris. (Eleventh Century.)",
+        "...and left",
     ],
 )  # fmt: skip
 def test_a_good_caption_stays_as_it_is(text):
@@ -269,7 +289,8 @@ def test_a_good_caption_stays_as_it_is(text):
 
 @pytest.mark.parametrize(
     "raw",
-    ["Fig. 12", "Figs. 1., 2., and 3.", "Frontispiece", "[Illustration]", "Plate IV.", "Tailpiece", "Illo7", "i_012.jpg", "B", "12", "* * *",
+    ["Fig. 12", "Figs. 1., 2., and 3.", "Frontispiece", "[Illustration]", "Plate IV.", "Tailpiece", "Illo7", "i_012.jpg", "B", "12",
+     "* * *",
      "Title page", "[Click to see full-resolution scan]", "Page 5", "From a photograph by Brady", "List of Illustrations"],
 )  # fmt: skip
 def test_a_label_alone_counts_as_missing(raw):
@@ -316,7 +337,8 @@ def test_a_long_caption_ends_at_a_sentence_or_is_ambiguous():
 @pytest.mark.parametrize(
     "text, tag",
     [
-        ("The wolf and the lamb", "en"), ("Vue de la ville de Paris", "fr"), ("Das Schloß in der Stadt", "de"), ("Motacilla yarrelli", "und"), ("", "und"),
+        ("The wolf and the lamb", "en"), ("Vue de la ville de Paris", "fr"), ("Das Schloß in der Stadt", "de"),
+        ("Motacilla yarrelli", "und"), ("", "und"),
         ("Vista de la ciudad y los montes", "es"), ("Veduta della città di Roma", "it"), ("Arma virumque cano, quae non sunt", "la"),
     ],
 )  # fmt: skip
@@ -325,8 +347,10 @@ def test_the_language_is_told_by_its_stop_words(text, tag):
 
 
 PIECES = st.sampled_from(
-    ["<b>", "</p>", "<img src=", "&lt;i&gt;", "&amp;", "[Illustration: ", "]", "[Pg 3]", "{1}", "(", ")", "Fig. 1.", "PLATE IV.", "— ", "--", "''", "_", '"',
-     "THE WOLF", "The lamb. ", "From a photograph by A. B. ", "1.", " ", "\n", "\x00", "\ud800", "\u202e", "é", "e\u0301", "…", "page 12", "See larger image", "IX",
+    ["<b>", "</p>", "<img src=", "&lt;i&gt;", "&amp;", "[Illustration: ", "]", "[Pg 3]", "{1}", "(", ")", "Fig. 1.", "PLATE IV.", "— ",
+     "--", "''", "_", '"',
+     "THE WOLF", "The lamb. ", "From a photograph by A. B. ", "1.", " ", "\n", "\x00", "\ud800", "\u202e", "é", "e\u0301", "…", "page 12",
+     "See larger image", "IX",
      "Chapter IV", "of ", ". ", "?", "<!--", "-->", "<p ", "a. lung; ", "Frontispiece", "(see page 3).", "Drawn by A. B", "To face p. 3"]
 )  # fmt: skip
 
@@ -341,8 +365,9 @@ def test_any_text_becomes_one_clean_line_and_cleaning_again_changes_nothing(raw)
     text.encode("utf-8")
 
 
-@pytest.mark.parametrize("piece", ["<", "<!--", "<p ", "[", "[Illustration: ", "(see ", "a, ", "a, b c; ", "X., ", "I", "IV", "1, ", " .", "''", "--", "_", "12; ",
-                                   "the ", "page 1 ", "From a ", "&amp;", "drawn by A", "figs 1, 2 and ", "to face page "])  # fmt: skip
+@pytest.mark.parametrize("piece", ["<", "<!--", "<p ", "[", "[Illustration: ", "(see ", "a, ", "a, b c; ", "X., ", "I", "IV", "1, ", " .",
+                                   "''", "--", "_", "12; ", "the ", "page 1 ", "From a ", "&amp;", "drawn by A",
+                                   "figs 1, 2 and ", "to face page "])  # fmt: skip
 def test_no_text_is_slow(piece):
     start = time.process_time()
     clean_caption(piece * (40_000 // len(piece)))
@@ -358,6 +383,7 @@ def judged(path: Path, caption: str = "The wolf and the lamb") -> tuple[str, str
     return decide(reasons(look(image if image.mode in ("L", "RGB") else image.convert("L")), caption))
 
 
+# on made pictures: test_each_clear_case_is_rejected_with_its_reason and, for what is ambiguous, the two after it
 @needs(BOOKS)
 @pytest.mark.parametrize(
     "name, verdict",
@@ -379,6 +405,7 @@ def test_real_pictures_of_whole_books_are_told_apart(name, verdict):
     assert judged(BOOKS / name) == verdict
 
 
+# on made prints: test_made_prints_are_kept_and_their_captions_stay_as_they_are
 @needs(SHARED / "engravings" / "val-00000.tar")
 def test_clean_engravings_are_rarely_doubted_and_their_captions_rarely_changed():
     verdicts, changed = [], 0

@@ -34,7 +34,8 @@ SETTINGS = {
     "codes": {"views": 1},
     "generator": {"hidden_size": 128, "num_layers": 3, "num_heads": 2, "num_kv_heads": 2, "dropout": 0.0},
     "train": {
-        "steps": 200, "batch_size": 16, "optimizer": "muon", "lr": 2e-3, "warmup_steps": 20, "ema_decay": 0.98, "task_mix": {"joint": 0.9, "text_to_image": 0.1},
+        "steps": 200, "batch_size": 16, "optimizer": "muon", "lr": 2e-3, "warmup_steps": 20, "ema_decay": 0.98,
+        "task_mix": {"joint": 0.9, "text_to_image": 0.1},
         "plain_share": 1.0, "eval_every": 1000, "save_every": 1000, "sample_every": 1000, "log_every": 100,
     },
     "sampling": {"n": 0, "temperature": 0.8, "text_temperature": 0.3},

@@ -1,5 +1,5 @@
-"""Promises of what torch.compile makes of the models' layers, kernels and losses. In one file, since to import the compiler and to compile takes
-half of the time."""
+"""Promises of what torch.compile makes of the models' layers, kernels and losses. In one file, since to import the compiler and to compile
+takes half of the time."""
 
 import contextlib
 import warnings
@@ -34,8 +34,8 @@ def step(model, ids) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def compiled() -> SimpleNamespace:
-    """A model with dropout whose layers are compiled, once for all tests, and its losses and gradients: compiled (of seed 1 twice and of seed 2),
-    as written, and in evaluation before it was compiled and without."""
+    """A model with dropout whose layers are compiled, once for all tests, and its losses and gradients: compiled (of seed 1 twice and of
+    seed 2), as written, and in evaluation before it was compiled and without."""
     torch._dynamo.reset()  # it does not look at hooks when it takes a graph compiled before, of a model without dropout
     model, ids = make(), torch.randint(0, 50, (2, 9))
     add_dropout(model, 0.3)

@@ -329,8 +329,8 @@ class Steps:
 
 
 def encoded(tmp_path, tokenizer, folder, **codes):
-    config = from_dict({"data": {"train": str(folder / "train-*.tar"), "grids": NAMES}, "codes": codes, "out": str(tmp_path / "run"), "threads": 1,
-                        "image_tokenizer": {**TINY}, "tracking": {"kind": "none"}})  # fmt: skip
+    config = from_dict({"data": {"train": str(folder / "train-*.tar"), "grids": NAMES}, "codes": codes,
+                        "out": str(tmp_path / "run"), "threads": 1, "image_tokenizer": {**TINY}, "tracking": {"kind": "none"}})  # fmt: skip
     (tmp_path / "run").mkdir(parents=True, exist_ok=True)
     tokenizer.save(tmp_path / "run" / "image_tokenizer")
     run = open_run(config)

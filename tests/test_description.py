@@ -55,7 +55,8 @@ def test_type_checkers_know_the_same_options():
 
 @pytest.mark.parametrize(
     "name, module",
-    [*((name, conditional_generation) for name in ("caption", "ask", "rewrite", "complete", "invert", "vary", "score", "interpolate", "best_of")),
+    [*((name, conditional_generation)
+       for name in ("caption", "ask", "rewrite", "complete", "invert", "vary", "score", "interpolate", "best_of")),
      ("best_and_worst", preferences), ("save_pretrained", hub), ("push_to_hub", hub)],
 )  # fmt: skip
 def test_a_method_is_the_function_that_its_module_documents(name, module):
@@ -121,6 +122,9 @@ def test_a_damaged_folder_is_told_in_one_line(name, text, checkpoint_folder, tmp
 
 
 def test_the_figures_of_a_card_are_its_tables_rows():
-    card = "---\nlicense: cc0-1.0\ntags: [a]\n---\n\n# A model\n\n| name | x |\n| - | - |\n| no | 1 |\n\n| figure | value | note |\n| --- | --- | --- |\n| PSNR | 16.9 dB | |\n| FID | 7 | x |\n\ntext\n"
+    card = (
+        "---\nlicense: cc0-1.0\ntags: [a]\n---\n\n# A model\n\n| name | x |\n| - | - |\n| no | 1 |\n\n| figure | value | note |\n"
+        "| --- | --- | --- |\n| PSNR | 16.9 dB | |\n| FID | 7 | x |\n\ntext\n"
+    )
     assert figures(card) == {"PSNR": "16.9 dB", "FID": "7"} and title(card) == "A model" and front_matter(card, "license") == "cc0-1.0"
     assert figures("") == {} and title("") == "" and front_matter("", "license") == ""

@@ -42,7 +42,8 @@ FENCE = re.compile(r"(?ms)^( *)```(\w*)\n(.*?)^\1```")
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 OURS = ("tokun", "python", "deepspeed", "torchrun", "srun", "pip", "mkdocs")  # programs whose arguments are checked
 OTHERS = {
-    "cd", "cp", "mkdir", "git", "source", "cat", "for", "export", "ssh", "nvidia-smi", "vllm", "hf", "ls", "ray", "tensorboard", "wandb", "sudo", "set", "test", "scontrol",
+    "cd", "cp", "mkdir", "git", "source", "cat", "for", "export", "ssh", "nvidia-smi", "vllm", "hf", "ls", "ray", "tensorboard", "wandb",
+    "sudo", "set", "test", "scontrol",
 }  # fmt: skip
 PLACEHOLDER = re.compile(r"…|\b(NAME|GPU|KEY|ANSWERS|FILE|FOLDER|BASE)\b|-gpus N\b|--measure N\b")
 
@@ -103,7 +104,9 @@ def anchors(path):
 
 
 def dangling(page, text):
-    """Links of a page to files or anchors that are not there for a reader of the repository, who sees of a page that the site makes only the frame."""
+    """Links of a page to files or anchors that are not there for a reader of the repository.
+
+    Of a page that the site makes, that reader sees only the frame."""
     for target in LINK.findall(FENCE.sub("", text)):
         path, _, anchor = target.partition("#")
         file = (page.parent / path).resolve() if path else page
@@ -220,7 +223,7 @@ def lines_of(code):
 
 
 def commands_of(page):
-    """(line number, command) of a page: lines of ```bash, code in the text that starts with a program, and the README's table of options."""
+    """(line number, command) of a page: lines of ```bash, code in the text that starts with a program, the README's table of options."""
     text = page.read_text(encoding="utf-8")
     for match in FENCE.finditer(text):
         if match[2] == "bash":
@@ -329,8 +332,10 @@ def test_a_wrong_command_is_found(line, told):
 def test_commands_are_found_where_they_stand(tmp_path):
     page = tmp_path / "page.md"
     page.write_text(
-        "Run `python a.py --x`.\n\n- list\n\n    ```bash\n    A=1 deepspeed b.py \\\n        c=1  # why\n    cat > d <<'E'\nNO=1\nE\n    ```\n\n"
-        "| `python sample.py …` | what |\n| --- | --- |\n| `--seed 1`; or `--n 2` | `--no` |\n\n| option | what |\n| --- | --- |\n| `--top-k` | |\n"
+        "Run `python a.py --x`.\n\n- list\n\n    ```bash\n    A=1 deepspeed b.py \\\n        c=1  # why\n    cat > d <<'E'\nNO=1\nE\n"
+        "    ```\n\n"
+        "| `python sample.py …` | what |\n| --- | --- |\n| `--seed 1`; or `--n 2` | `--no` |\n\n| option | what |\n| --- | --- |\n"
+        "| `--top-k` | |\n"
     )
     found = [" ".join(words) for _, line in commands_of(page) for words in split(line)]
     assert found == [

@@ -22,9 +22,12 @@ def no_network(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
-        (LPIPS, r"perceptual is lpips, which needs .*torch/hub/checkpoints/vgg16-397923af\.pth.*unreachable: Network.*lpips\.LPIPS\(net='vgg'\)"),
-        (SQUEEZENET, r"perceptual is squeezenet, which needs .*squeezenet1_1-b8a52dc0\.pth.*load_squeezenet\(''\).*perceptual_weights=FILE"),
-        (["train.align_weight=1"], r"train\.align_weight is 1, which needs .*squeezenet1_1.*train\.align_features=FILE, or train\.align_weight=0"),
+        (LPIPS,
+         r"perceptual is lpips, which needs .*torch/hub/checkpoints/vgg16-397923af\.pth.*unreachable: Network.*lpips\.LPIPS\(net='vgg'\)"),
+        (SQUEEZENET,
+         r"perceptual is squeezenet, which needs .*squeezenet1_1-b8a52dc0\.pth.*load_squeezenet\(''\).*perceptual_weights=FILE"),
+        (["train.align_weight=1"],
+         r"train\.align_weight is 1, which needs .*squeezenet1_1.*train\.align_features=FILE, or train\.align_weight=0"),
     ],
 )  # fmt: skip
 def test_weights_that_are_neither_here_nor_in_reach_are_told_before_the_first_stage(tmp_path, small_shards, overrides, told):

@@ -81,7 +81,9 @@ def test_a_mistake_in_a_command_is_one_line_and_status_2(command, error, monkeyp
 
 
 TYPED = (
-    "train.py", "sample.py", "tokun/__main__.py", "tokun/cli/train.py", "tokun/cli/sample.py", "tokun/cli/info.py", "tokun/cli/completion.py", "data_tools/encode.py", "data_tools/toy.py", "tokun/app/__main__.py", "tokun/evaluate/__main__.py", "tokun/planner/__main__.py",
+    "train.py", "sample.py", "tokun/__main__.py", "tokun/cli/train.py", "tokun/cli/sample.py", "tokun/cli/info.py",
+    "tokun/cli/completion.py", "data_tools/encode.py", "data_tools/toy.py", "tokun/app/__main__.py", "tokun/evaluate/__main__.py",
+    "tokun/planner/__main__.py",
     "tokun/serving/__main__.py", "tokun/sharpen.py",
 )  # fmt: skip
 

@@ -194,6 +194,14 @@ def test_the_classifier_tells_two_clouds_and_weighs_both_alike():
     assert np.mean(judge(vectors(200, seed=2, shift=1.0))) > 0.95 and np.mean(judge(vectors(200, seed=3, shift=-1.0))) < 0.05
 
 
+def test_the_classifier_knows_toy_prints_by_random_features(seen, toy_images):
+    prints = [to_pil(image) for image in toy_images]
+    judge = style.fit(seen(prints[:16]), seen(style.generated_others(prints[:16], 0)[0]))
+    assert np.mean(judge(seen(prints[16:]))) > 0.8
+    assert np.mean(judge(seen(style.generated_others(prints[16:], 1)[0]))) < 0.2
+
+
+# with random weights and made prints: the test above; only trained weights tell whether they know engravings
 @pytest.mark.skipif(not WEIGHTS.is_file(), reason="the trained SqueezeNet weights do not lie beside the project")
 def test_the_classifier_knows_engravings(engravings):
     trained = features.open_features(str(WEIGHTS), CPU)
@@ -314,8 +322,8 @@ def test_samples_of_another_seed_are_refused(tiny_model, tmp_path):
 
 
 def test_the_command_measures_choices_as_they_are_asked_for(checkpoint_folder, tiny_model, toy_shards, tmp_path):
-    command.main(["--checkpoint", str(checkpoint_folder), "--shards", str(toy_shards), "--n-samples", "2", "--seed", "5", "--only", "viewer",
-                   "--viewer-n", "1", "--best-of", "4", "--reward", "likelihood", "--out", str(tmp_path)])  # fmt: skip
+    command.main(["--checkpoint", str(checkpoint_folder), "--shards", str(toy_shards), "--n-samples", "2", "--seed", "5",
+                   "--only", "viewer", "--viewer-n", "1", "--best-of", "4", "--reward", "likelihood", "--out", str(tmp_path)])  # fmt: skip
     record = json.loads((tmp_path / "samples" / "samples.json").read_text())
     assert (record["best_of"], record["reward"]) == (4, "likelihood")
     lines = (tmp_path / "samples" / "samples.jsonl").read_text(encoding="utf-8").splitlines()
@@ -324,8 +332,9 @@ def test_the_command_measures_choices_as_they_are_asked_for(checkpoint_folder, t
 
 
 def test_the_json_holds_what_the_table_shows(checkpoint_folder, toy_shards, network, tmp_path, capsys):
-    arguments = ["--checkpoint", str(checkpoint_folder), "--shards", str(toy_shards), "--train-shards", str(toy_shards), "--features", str(network),
-                 "--n-held-out", "16", "--n-samples", "4", "--seed", "5", "--only", "doctor,images,memorisation", "--out", str(tmp_path)]  # fmt: skip
+    arguments = ["--checkpoint", str(checkpoint_folder), "--shards", str(toy_shards), "--train-shards", str(toy_shards),
+                 "--features", str(network), "--n-held-out", "16", "--n-samples", "4", "--seed", "5",
+                 "--only", "doctor,images,memorisation", "--out", str(tmp_path)]  # fmt: skip
     command.main(arguments)
     shown = capsys.readouterr().out.strip()
     record = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
@@ -412,7 +421,8 @@ def test_a_room_that_cannot_be_measured_is_a_line_and_the_others_go_on(checkpoin
     (["--features", "none.pth"], r"--features none\.pth is not a file; name the weights"),
     (["--others", "none"], "--others none is not a folder"),
     (["--checkpoint", "none"], "is neither a local folder nor a Hugging Face Hub id"),
-    (["--recognition", "none.pth"], r"^--recognition none\.pth is not a file; name the weights of SqueezeNet 1\.1, or give efficientnet-lite0$"),
+    (["--recognition", "none.pth"],
+     r"^--recognition none\.pth is not a file; name the weights of SqueezeNet 1\.1, or give efficientnet-lite0$"),
     (["--aesthetic", "none.pth"], r"^--aesthetic none\.pth is not a file; name an aesthetic head"),
     (["--clip", "ViT-B-32"], "^--clip ViT-B-32 names no weights: give .* or a folder$"),
     (["--judge", "runs/none"], "^--judge runs/none names no weights: give .* or a folder$"),
@@ -534,8 +544,10 @@ def test_every_room_measures_a_model_of_several_shapes(shaped_folder, shaped_sha
     (tmp_path / "others").mkdir()
     for name, size in (("a", (90, 40)), ("b", (40, 90))):
         Image.effect_noise(size, 90).save(tmp_path / "others" / f"{name}.png")
-    arguments = ["--checkpoint", str(shaped_folder), "--shards", str(shaped_shards), "--train-shards", str(shaped_shards), "--features", str(network), "--viewer-n", "4",
-                 "--n-samples", "6", "--viewer-of", "reconstructions", "--others", str(tmp_path / "others"), "--only", "doctor,images,words,coherence,memorisation,viewer", "--out", str(tmp_path)]  # fmt: skip
+    arguments = ["--checkpoint", str(shaped_folder), "--shards", str(shaped_shards), "--train-shards", str(shaped_shards),
+                 "--features", str(network), "--viewer-n", "4", "--n-samples", "6", "--viewer-of", "reconstructions",
+                 "--others", str(tmp_path / "others"), "--only", "doctor,images,words,coherence,memorisation,viewer",
+                 "--out", str(tmp_path)]  # fmt: skip
     command.main(arguments)
     record = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))["figures"]
     missing = {figure["name"]: figure["note"] for figures in record.values() for figure in figures if figure["value"] is None}

@@ -1,5 +1,6 @@
-"""Promises of feature_alignment.py in tokun/models and tokun/training: what a picture shows is predicted while it is drawn, and the head leaves
-no trace."""
+"""Promises of feature_alignment.py in tokun/models and tokun/training: what a picture shows is predicted while it is drawn.
+
+The head leaves no trace."""
 
 import copy
 import json

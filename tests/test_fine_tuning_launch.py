@@ -101,6 +101,6 @@ def test_two_processes_learn_what_one_learns(losses, kind, engine):
 
 @pytest.mark.parametrize("engine", BF16)
 def test_what_preferences_are_compared_with_is_computed_as_training_computes(losses, engine):
-    """In bf16, too: at the first step margins are about 0, so that the loss is that of a coin, but for what rounding does without DeepSpeed."""
+    """In bf16, too: at the first step margins are about 0, so that the loss is a coin's, but for rounding without DeepSpeed."""
     two, alone = (losses[f"dpo-full {how} train.precision=bf16"]["losses"]["1"] for how in (engine, "alone"))
     assert two == pytest.approx(math.log(2), abs=0.015) and two == pytest.approx(alone, abs=1e-4)

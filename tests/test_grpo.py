@@ -1,4 +1,4 @@
-"""Promises of tokun/align/grpo.py and reward_hacking.py: a checkpoint learns from a reward, goes on exactly, and a reward that is hacked is caught."""
+"""Promises of tokun/align/grpo.py and reward_hacking.py: a checkpoint learns from a reward, goes on exactly, and a hacked one is caught."""
 
 import json
 import os
@@ -25,10 +25,11 @@ pytestmark = needs("accelerate", reason="training needs the extra 'train'")
 
 TREE = {
     "threads": 1,
-    "train": {"steps": 3, "batch_size": 8, "lr": 3e-3, "warmup_steps": 1, "weight_decay": 0.0, "precision": "no", "log_every": 1, "save_every": 1,
-              "eval_every": 100, "sample_every": 100, "max_grad_norm": 1.0},
-    "grpo": {"rewards": [{"kind": "tests.test_grpo:paper"}], "judges": [{"kind": "tests.test_grpo:lines"}], "group_size": 4, "eval_n": 24, "kl": 0.0,
-             "least_entropy": 0.0, "temperature": 1.0, "text_temperature": 1.0, "guidance_scale": 1.0, "text_guidance_scale": 1.0},
+    "train": {"steps": 3, "batch_size": 8, "lr": 3e-3, "warmup_steps": 1, "weight_decay": 0.0, "precision": "no", "log_every": 1,
+              "save_every": 1, "eval_every": 100, "sample_every": 100, "max_grad_norm": 1.0},
+    "grpo": {"rewards": [{"kind": "tests.test_grpo:paper"}], "judges": [{"kind": "tests.test_grpo:lines"}], "group_size": 4,
+             "eval_n": 4, "kl": 0.0, "least_entropy": 0.0, "temperature": 1.0, "text_temperature": 1.0,
+             "guidance_scale": 1.0, "text_guidance_scale": 1.0},
     "sampling": {"n": 0},
     "tracking": {"kind": "none"},
 }  # fmt: skip
@@ -148,7 +149,14 @@ def test_a_reward_that_a_white_page_wins_is_reached_and_called_hacked(checkpoint
     """The deliberate hack: whiter is what was asked for, and lines are what the judge looks for."""
     done = Noted(
         write(
-            tmp_path, checkpoint_folder, train__steps=12, train__batch_size=16, train__lr=1e-2, train__save_every=100, grpo__learn="image"
+            tmp_path,
+            checkpoint_folder,
+            train__steps=12,
+            train__batch_size=16,
+            train__lr=1e-2,
+            train__save_every=100,
+            grpo__learn="image",
+            grpo__eval_n=24,
         )
     )
     report = json.loads((done.out / "real" / "report.json").read_text())
@@ -163,8 +171,8 @@ def test_a_reward_that_a_white_page_wins_is_reached_and_called_hacked(checkpoint
 
 def record(reward, judge, *, diversity=1.0, near=0.0):
     n = len(reward)
-    return {"asked": {"n": n}, "rewards": {"r": list(reward)}, "judges": {"j": list(judge)} if judge is not None else {}, "diversity": diversity,
-            "near_copies": near, "alike": 0.0}  # fmt: skip
+    return {"asked": {"n": n}, "rewards": {"r": list(reward)}, "judges": {"j": list(judge)} if judge is not None else {},
+            "diversity": diversity, "near_copies": near, "alike": 0.0}  # fmt: skip
 
 
 def test_the_verdict_is_real_only_where_a_judge_rises_with_the_reward():
@@ -253,7 +261,6 @@ def test_what_is_not_learned_is_kept_near_the_start(checkpoint_folder, tmp_path)
         more = {
             "grpo__rewards": [{"kind": "tests.test_grpo:length"}],
             "grpo__learn": "text",
-            "grpo__eval_n": 4,
             "train__steps": 20,
             "train__lr": 1e-3,
         }
@@ -305,7 +312,7 @@ def test_each_option_of_the_peers_changes_what_is_learned(checkpoint_folder, tmp
     def norm(name: str, micro: int = 8, **options) -> float:
         (tmp_path / name).mkdir()
         options = {f"grpo__{option}": value for option, value in options.items()}
-        more = {"grpo__eval_n": 4, "train__steps": 1, "train__micro_batch_size": micro, "grpo__epochs": 2}
+        more = {"train__steps": 1, "train__micro_batch_size": micro, "grpo__epochs": 2}
         done = Noted(write(tmp_path / name, checkpoint_folder, **more | options))
         assert (done.out / "checkpoint").is_dir()
         return done.told[1]["train/grad_norm"]
@@ -321,13 +328,13 @@ def test_each_option_of_the_peers_changes_what_is_learned(checkpoint_folder, tmp
 def test_held_out_pairs_are_drawn_once_for_the_curve_and_the_report(checkpoint_folder, tmp_path, monkeypatch):
     drawn, draw = [], rollouts.held_out_pairs
     monkeypatch.setattr(rollouts, "held_out_pairs", lambda *arguments: drawn.append(draw(*arguments)) or drawn[-1])
-    done = Noted(write(tmp_path, checkpoint_folder, train__steps=2, train__eval_every=1, grpo__eval_n=4))
+    done = Noted(write(tmp_path, checkpoint_folder, train__steps=2, train__eval_every=1))
     assert len(drawn) == 3, "before, after the first step, at the end"
     assert (done.out / "real" / "before.png").is_file() and (done.out / "real" / "viewer" / "after").is_dir()
 
 
 def test_settings_that_do_nothing_are_named_at_the_start(checkpoint_folder, tmp_path, capsys):
-    Noted(write(tmp_path, checkpoint_folder, train__steps=1, train__compile=True, train__loss_chunk=64, grpo__eval_n=4))
+    Noted(write(tmp_path, checkpoint_folder, train__steps=1, train__compile=True, train__loss_chunk=64))
     assert "train.compile, train.loss_chunk have no effect here" in "".join(capsys.readouterr())
 
 
@@ -364,7 +371,7 @@ def test_the_start_is_read_once(checkpoint_folder, tmp_path, monkeypatch):
     """With an adapter, too, whose evaluations need the base as its files hold it."""
     read, load = [], initial_checkpoint.load
     monkeypatch.setattr(initial_checkpoint, "load", lambda *arguments, **options: read.append(arguments) or load(*arguments, **options))
-    few = {"train__steps": 1, "train__eval_every": 1, "grpo__eval_n": 4}
+    few = {"train__steps": 1, "train__eval_every": 1}
     done = Noted(write(tmp_path, checkpoint_folder, **few), "adapter.rank=2")
     assert len(read) == 1 and (done.out / "adapter").is_dir()
 
@@ -372,7 +379,7 @@ def test_the_start_is_read_once(checkpoint_folder, tmp_path, monkeypatch):
 def test_descriptions_are_learned_to_be_drawn(shaped_folder, tmp_path):
     """Pictures of several shapes, to prompts; judged by held-out ones."""
     (tmp_path / "prompts.txt").write_text("".join(f"A {what}.\n" for what in ("disc", "square", "star", "ship", "tree")))
-    options = {"grpo__prompts": str(tmp_path / "prompts.txt"), "grpo__similar": 0.5, "grpo__eval_n": 4, "train__steps": 2}
+    options = {"grpo__prompts": str(tmp_path / "prompts.txt"), "grpo__similar": 0.5, "train__steps": 2}
     done = Noted(write(tmp_path, shaped_folder, **options))
     assert done.told[2]["train/grad_norm"] > 0 and done.told[2]["train/entropy_text"] == 0
     assert json.loads((done.out / "real" / "report.json").read_text())["rewards"]["tests.test_grpo:paper"]["n"] == 4
@@ -381,7 +388,7 @@ def test_descriptions_are_learned_to_be_drawn(shaped_folder, tmp_path):
 
 def test_it_stops_where_entropy_has_fallen_too_far(checkpoint_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(grpo.GrpoStage, "summary", lambda self, *_: {"train/entropy_kept": 0.1, "reward/mean": 0.0, "train/kl": 0.0})
-    done = Noted(write(tmp_path, checkpoint_folder, grpo__least_entropy=0.5, train__steps=5, grpo__eval_n=4))
+    done = Noted(write(tmp_path, checkpoint_folder, grpo__least_entropy=0.5, train__steps=5))
     assert json.loads((done.out / "checkpoint" / "training.json").read_text())["stopped_by"] == "entropy has fallen to 0.10 of the start's"
 
 
@@ -391,7 +398,7 @@ ENGINES = {
     "zero3": (),
     "zero3 adapter": ("adapter.rank=2",),
 }  # zero1: by the real launcher, in test_launch.py
-SPREAD = {"grpo__kl": 0.01, "grpo__minibatches": 2, "grpo__eval_n": 4}
+SPREAD = {"grpo__kl": 0.01, "grpo__minibatches": 2}
 COMPARED = ("reward/tests.test_grpo:paper", "train/kl", "train/entropy_image", "train/grad_norm")
 
 

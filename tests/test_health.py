@@ -107,7 +107,8 @@ def test_the_first_ctrl_c_is_a_request_and_the_second_stops_at_once(capfd):
 
 @pytest.mark.parametrize(
     ("causes", "told"),
-    [(("", "SIGTERM", "Ctrl-C"), "Ctrl-C"), (("its launcher has ended", "", "SIGTERM"), "SIGTERM"), (("its launcher has ended", ""), "its launcher has ended"), (("", ""), "")],
+    [(("", "SIGTERM", "Ctrl-C"), "Ctrl-C"), (("its launcher has ended", "", "SIGTERM"), "SIGTERM"),
+     (("its launcher has ended", ""), "its launcher has ended"), (("", ""), "")],
 )  # fmt: skip
 def test_processes_that_were_asked_in_several_ways_all_name_one_cause(causes, told):
     stops, sent = [StopRequest() for _ in causes], []

@@ -1,4 +1,6 @@
-"""Promises of tokun/data/image_files.py and data_tools/images/image_ops.py: each file ends as the right pixels or as a reason, on files built byte by byte."""
+"""Promises of tokun/data/image_files.py and data_tools/images/image_ops.py: each file ends as the right pixels or as a reason.
+
+On files built byte by byte."""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 from data_tools.images.image_ops import decode_reduced, dhash, encode, resize
-from tokun.data import image_completeness
+from tokun.data import image_completeness, image_files
 from tokun.data.image_files import PILLOW_13, PictureError, decode
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -389,12 +391,17 @@ ACCEPTED = {
     "png: 16 bits, one gray transparent": lambda: (
         png(3, 1, rows(struct.pack(">3H", 1000, 1001, 65535)), (b"tRNS", struct.pack(">H", 1000)), depth=16), [[255, 4, 255]], 0
     ),
-    "png: 16-bit gray with alpha": lambda: (png(2, 1, rows(struct.pack(">4H", 0, 65535, 0, 0)), depth=16, color=4), [[[0] * 3, [255] * 3]], 0),
+    "png: 16-bit gray with alpha": lambda: (
+        png(2, 1, rows(struct.pack(">4H", 0, 65535, 0, 0)), depth=16, color=4), [[[0] * 3, [255] * 3]], 0
+    ),
     "png: 16-bit colour, one transparent": lambda: (
-        png(2, 1, rows(struct.pack(">6H", 1000, 2000, 3000, 256, 512, 768)), (b"tRNS", struct.pack(">3H", 1000, 2000, 3000)), depth=16, color=2),
+        png(2, 1, rows(struct.pack(">6H", 1000, 2000, 3000, 256, 512, 768)), (b"tRNS", struct.pack(">3H", 1000, 2000, 3000)),
+            depth=16, color=2),
         [[[255] * 3, [1, 2, 3]]], 0,
     ),
-    "png: one colour transparent": lambda: (png(2, 1, rows(b"\1\2\3\4\5\6"), (b"tRNS", b"\0\1\0\2\0\3"), color=2), [[[255] * 3, [4, 5, 6]]], 0),
+    "png: one colour transparent": lambda: (
+        png(2, 1, rows(b"\1\2\3\4\5\6"), (b"tRNS", b"\0\1\0\2\0\3"), color=2), [[[255] * 3, [4, 5, 6]]], 0
+    ),
     "png: palette": lambda: (png(3, 1, rows(b"\2\1\0"), PALETTE, color=3), [[[70, 80, 90], [40, 50, 60], [10, 20, 30]]], 0),
     "png: gray palette": lambda: (png(2, 1, rows(b"\1\0"), (b"PLTE", b"\5\5\5\x63\x63\x63"), color=3), [[99, 5]], 0),
     "png: palette, half transparent": lambda: (
@@ -415,13 +422,17 @@ ACCEPTED = {
     "png: profile of garbage": exactly("PNG", SWATCH, icc_profile=b"garbage"),
     "png: profile of another kind": exactly("PNG", SWATCH, icc_profile=profile("LAB")),
     "png: profile of sRGB": exactly("PNG", SWATCH, icc_profile=profile("sRGB")),
-    "png: profile that changes red and green": lambda: (save(SWATCH, "PNG", icc_profile=swapped_profile()), np.full((8, 8, 3), (100, 200, 50)), 24),
+    "png: profile that changes red and green": lambda: (
+        save(SWATCH, "PNG", icc_profile=swapped_profile()), np.full((8, 8, 3), (100, 200, 50)), 24
+    ),
     "png: gray with a colour profile": exactly("PNG", texture("L"), icc_profile=swapped_profile()),
     "png: linear gray profile": lambda: (
-        save(Image.new("L", (8, 8), 55), "PNG", icc_profile=gray_profile(1.0)), np.full((8, 8), 255 * (1.055 * (55 / 255) ** (1 / 2.4) - 0.055)), 2
+        save(Image.new("L", (8, 8), 55), "PNG", icc_profile=gray_profile(1.0)),
+        np.full((8, 8), 255 * (1.055 * (55 / 255) ** (1 / 2.4) - 0.055)), 2
     ),
     "png: 16-bit linear gray profile": lambda: (
-        png(2, 1, rows(struct.pack(">2H", 55 * 257, 65535)), (b"iCCP", b"k\0\0" + zlib.compress(gray_profile(1.0))), depth=16), [[128, 255]], 2
+        png(2, 1, rows(struct.pack(">2H", 55 * 257, 65535)), (b"iCCP", b"k\0\0" + zlib.compress(gray_profile(1.0))), depth=16),
+        [[128, 255]], 2
     ),
     "apng: first frame": lambda: (animation("PNG"), np.asarray(texture()), 0),
     "jpeg": lambda: (jpeg(), np.asarray(texture()), 60),
@@ -434,9 +445,12 @@ ACCEPTED = {
     "jpeg: EXIF that points at itself": lambda: (
         save(texture("L"), "JPEG", quality=100, exif=b"Exif\0\0II*\0\x08\0\0\0\1\0\x69\x87\4\0\1\0\0\0\x08\0\0\0\x08\0\0\0"), GRAYS, 4
     ),
-    "jpeg: inverted inks": lambda: (save(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG", quality=100), np.full((16, 16, 3), (255, 0, 0)), 3),
+    "jpeg: inverted inks": lambda: (
+        save(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG", quality=100), np.full((16, 16, 3), (255, 0, 0)), 3
+    ),
     "jpeg: inks with a profile that is none": lambda: (
-        save(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG", quality=100, icc_profile=b"?" * 200), np.full((16, 16, 3), (255, 0, 0)), 3
+        save(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG", quality=100, icc_profile=b"?" * 200),
+        np.full((16, 16, 3), (255, 0, 0)), 3
     ),
     "mpo: first picture": lambda: (
         save(texture(), "MPO", save_all=True, append_images=[SWATCH], quality=100, subsampling=0), np.asarray(texture()), 4
@@ -469,9 +483,13 @@ ACCEPTED = {
     ),
     "tiff: L*a*b*": lambda: (tiff(bytes([136, 81, 70, 255, 0, 0]), photometric=8, channels=3), [[[255, 0, 0], [255] * 3]], 6),
     "tiff: YCbCr": lambda: (tiff(bytes([76, 85, 255, 128, 128, 128]), photometric=6, channels=3), [[[255, 0, 0], [128] * 3]], 1),
-    "tiff: 16-bit inks": lambda: (tiff(struct.pack("<8H", 0, 0, 0, 0, 65535, 0, 0, 0), bits=16, photometric=5, channels=4), [[[255] * 3, [0, 255, 255]]], 0),
+    "tiff: 16-bit inks": lambda: (
+        tiff(struct.pack("<8H", 0, 0, 0, 0, 65535, 0, 0, 0), bits=16, photometric=5, channels=4), [[[255] * 3, [0, 255, 255]]], 0
+    ),
     "bmp": exactly("BMP", texture()),
-    "bmp: from the top down": lambda: (bmp(2, -2, b"\1\2\3\4\5\6\0\0\7\x08\x09\0\0\0\0\0"), [[[3, 2, 1], [6, 5, 4]], [[9, 8, 7], [0] * 3]], 0),
+    "bmp: from the top down": lambda: (
+        bmp(2, -2, b"\1\2\3\4\5\6\0\0\7\x08\x09\0\0\0\0\0"), [[[3, 2, 1], [6, 5, 4]], [[9, 8, 7], [0] * 3]], 0
+    ),
     "ppm": exactly("PPM", texture()),
     "ppm: text with a comment": lambda: (b"P2 # small\n2 1 15\n0 15\n", [[0, 255]], 0),
     "ppm: 10 bits": lambda: (b"P5 2 1 1023\n" + struct.pack(">2H", 1023, 0), [[255, 0]], 0),
@@ -531,7 +549,8 @@ def test_a_large_picture_is_worked_on_in_strips_without_seams():
 # ---- any bytes at all -----------------------------------------------------------------------------------------------
 
 HEADS = [b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF89a", b"II*\0\x08\0\0\0", b"MM\0*\0\0\0\x08", b"II+\0\x08\0\0\0", b"BM",
-         b"P2 ", b"P6 ", b"Pf ", b"RIFF\xff\0\0\0WEBPVP8 ", b"\0\0\0\x18ftypavif", b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  \r\n\x87\n"]  # fmt: skip
+         b"P2 ", b"P6 ", b"Pf ", b"RIFF\xff\0\0\0WEBPVP8 ", b"\0\0\0\x18ftypavif", b"\xff\x4f\xff\x51",
+         b"\0\0\0\x0cjP  \r\n\x87\n"]  # fmt: skip
 WHOLE = {
     "PNG": save(texture(), "PNG"), "JPEG": jpeg(), "progressive": jpeg(progressive=True), "GIF": save(texture("P"), "GIF"),
     "TIFF": save(texture(), "TIFF"), "LZW": save(texture(), "TIFF", compression="tiff_lzw"), "BMP": save(texture(), "BMP"),

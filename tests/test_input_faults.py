@@ -65,8 +65,10 @@ def test_files_of_other_kinds_are_named_for_what_they_are(made):
 def test_members_of_a_tar_that_are_not_read_are_listed_or_counted(made):
     """A tar in a tar, a table in a tar, arrays and classes beside the pictures: in no row and in no count."""
     members = [
-        ("a.png", A), ("a.txt", b"A wolf."), ("a.cls", b"5"), ("a.npy", b"x"), ("inner.tar", b"x"), ("metadata.csv", b"file_name,caption\n"),
-        ("b.mp3", b"ID3"), ("b.txt", b"A song."), ("c.png", B), ("c.txt", b"A fox."), ("c.caption", b"A second."), ("c.png.txt", b"A third."),
+        ("a.png", A), ("a.txt", b"A wolf."), ("a.cls", b"5"), ("a.npy", b"x"), ("inner.tar", b"x"),
+        ("metadata.csv", b"file_name,caption\n"),
+        ("b.mp3", b"ID3"), ("b.txt", b"A song."), ("c.png", B), ("c.txt", b"A fox."), ("c.caption", b"A second."),
+        ("c.png.txt", b"A third."),
     ]  # fmt: skip
     found = made({"t.tar": tar(members)})
     assert found.captions == {"t.tar/a.png": "A wolf.", "t.tar/c.png": "A fox."}
@@ -180,10 +182,13 @@ def test_lines_separated_by_bars_and_an_unpaired_quote_inside_a_field(tmp_path):
     [
         ("metadata.csv", "file_name,caption\n", 1, "metadata.csv has no rows below its header"),
         ("metadata.csv", "file_name,caption\na.png,N/A\nb.png,#N/A\n", 1, "All 2 captions in metadata.csv are empty"),
-        ("metadata.csv", "file_name,text,caption\na.png,A wolf,\nb.png,x,A fox\n", 0, "from its column caption and, where that is empty, from text"),
-        ("metadata.parquet", table([{"file_name": "a.png", "caption": {"en": "A wolf"}}]), 2, "the caption is no text in any of its 1 rows"),
+        ("metadata.csv", "file_name,text,caption\na.png,A wolf,\nb.png,x,A fox\n", 0,
+         "from its column caption and, where that is empty, from text"),
+        ("metadata.parquet", table([{"file_name": "a.png", "caption": {"en": "A wolf"}}]), 2,
+         "the caption is no text in any of its 1 rows"),
         ("metadata.parquet", table([{"file_name": "a.png", "caption": b"A wolf"}]), 2, r"caption: bytes, not text"),
-        ("metadata.jsonl", '{"file_name": "a.png", "text": {"en": "A"}}\n{"file_name": "b.png", "text": "A fox"}\n', 0, "Rows of metadata.jsonl whose caption is no text: 1"),
+        ("metadata.jsonl", '{"file_name": "a.png", "text": {"en": "A"}}\n{"file_name": "b.png", "text": "A fox"}\n', 0,
+         "Rows of metadata.jsonl whose caption is no text: 1"),
         ("metadata.jsonl", '[{"file_name": "a.png", "text": "A wolf"}]', 2, "is not a JSON object"),
         ("metadata.jsonl", '{"file_name": "a.png", "text": "A wolf"},\n', 2, "line 1: is not valid JSON"),
     ],
@@ -386,8 +391,9 @@ def test_texts_in_two_languages_and_with_a_suffix_twice_are_told_how_to_be_named
 def test_words_in_a_tar_are_found_under_their_usual_names(made):
     """KEY.caption.txt was said to be left for another file of words, of which there was none; accents were composed in one name alone."""
     e, jpeg = unicodedata.normalize("NFD", "é"), image(2, "JPEG")
-    found = made({"t.tar": tar([("a.JPG", jpeg), ("a.caption.TXT", b"A wolf."), ("b.png", A), ("b.prompt.txt", b"P"), ("b.text.txt", b"A fox."),
-                                (f"{e}.png", image(3)), ("é.txt", b"A hen."), ("c.png", image(4)), ("c.notes.txt", b"?")])})  # fmt: skip
+    found = made({"t.tar": tar([("a.JPG", jpeg), ("a.caption.TXT", b"A wolf."), ("b.png", A), ("b.prompt.txt", b"P"),
+                                ("b.text.txt", b"A fox."), (f"{e}.png", image(3)), ("é.txt", b"A hen."),
+                                ("c.png", image(4)), ("c.notes.txt", b"?")])})  # fmt: skip
     assert set(found.captions.values()) == {"A wolf.", "A fox.", "A hen."}
     assert found.reasons() == {"t.tar/b.prompt.txt": SECOND_WORDS, "t.tar/c.notes.txt": OTHER_NAME, "t.tar/c.png": "no caption"}
     assert {SECOND_WORDS, OTHER_NAME} <= EXPLANATIONS.keys()
@@ -431,7 +437,8 @@ def test_a_given_caption_saves_a_picture_of_a_tar_whose_own_words_cannot_be_read
 # text
 
 KEPT_AS_THEY_ARE = [
-    "ﬁsh m² ½ №5 ＦＵＬＬ 𝒜", "น้ำตก ไทย", "བོད་ཡིག", "ـ كـــتاب", "क़ ख़", "❤️ ❤︎ 1️⃣", "👩🏽‍🎨 👨‍👩‍👧‍👦", "🏴\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f", "葛\U000e0100城",
+    "ﬁsh m² ½ №5 ＦＵＬＬ 𝒜", "น้ำตก ไทย", "བོད་ཡིག", "ـ كـــتاب", "क़ ख़", "❤️ ❤︎ 1️⃣", "👩🏽‍🎨 👨‍👩‍👧‍👦",
+    "🏴\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f", "葛\U000e0100城",
     "x\u034fy \u061cع", "ǆ ſ İ ı̇", "a <3 b > c", "C:\\path\\n %20 {a,b}", "〆切 ㍿ ㈱", "H₂O", "𓀀 ᠪᠠ᠎ᠢ", "မြန်မာ ខ្ញុំ",
 ]  # fmt: skip
 
@@ -444,8 +451,8 @@ def test_letters_marks_and_selectors_of_any_script_reach_the_shard_and_the_token
 
 def test_what_changes_is_kept_in_the_shard_whichever_file_it_came_from(made):
     odd = {"a": "co\u00adoperate", "b": "\u2068name\u2069 of a ship", "c": "<i>A</i> wolf &amp; fox"}
-    found = made({**{f"{name}.png": image(number) for number, name in enumerate(odd)}, "a.txt": odd["a"], "b.json": json.dumps({"caption": odd["b"]}),
-                  "metadata.csv": f"file_name,caption\nc.png,{odd['c']}\n"})  # fmt: skip
+    found = made({**{f"{name}.png": image(number) for number, name in enumerate(odd)}, "a.txt": odd["a"],
+                  "b.json": json.dumps({"caption": odd["b"]}), "metadata.csv": f"file_name,caption\nc.png,{odd['c']}\n"})  # fmt: skip
     assert found.captions == {"a.png": "cooperate", "b.png": "name of a ship", "c.png": "A wolf & fox"}
     raw = {path: record["raw_caption"] for path, (record, _) in pairs(found.out).items()}
     assert raw == {f"{name}.png": text for name, text in odd.items()}
@@ -752,7 +759,7 @@ def test_captions_that_are_mostly_alike_are_told(texts, told):
 
 
 def test_captions_filled_in_by_hand_find_pictures_whatever_their_names(made, tmp_path):
-    """captions.csv names pictures as the manifest does; backslashes, blanks at the end and bytes of another encoding were found again by nobody."""
+    """captions.csv names pictures as the manifest does; backslashes, blanks at the end and bytes of another encoding were never found."""
     names = ["back\\slash.png", "plain.png", "two\nlines.png", " blank at the start.png", 'comma, and "quote".png', "caf\udce9.png"]
     found = made({name: image(number) for number, name in enumerate(names)})
     assert found.status == 1 and set(found.reasons().values()) == {"no caption"}
@@ -766,7 +773,7 @@ def test_captions_filled_in_by_hand_find_pictures_whatever_their_names(made, tmp
 
 
 def test_the_table_to_fill_in_is_utf8_to_excel_and_keeps_what_a_spreadsheet_made_of_it(made, tmp_path):
-    """Excel showed "Bär.png" as "BÃ¤r.png", and prepare wrote the museum's table anew, without its columns of notes and its second captions."""
+    """Excel showed "Bär.png" as "BÃ¤r.png", and prepare wrote the museum's table anew, without its notes and its second captions."""
     found = made({"Bär.png": A, "b.png": B})
     written = tmp_path / "out" / "captions.csv"
     assert found.status == 1 and written.read_bytes() == b"\xef\xbb\xbffile_name,caption\nB\xc3\xa4r.png,\nb.png,\n"
@@ -791,11 +798,15 @@ WITHOUT_CAPTIONS = {
         "",
     ),
     "a tar without words": ({"t.tar": tar(list(PICTURES.items()))}, ""),
-    "a tar of empty words": ({"t.tar": tar([(name, one) for key, one in PICTURES.items() for name, one in ((key, one), (f"{key[0]}.txt", b" \n"))])}, ""),
+    "a tar of empty words": (
+        {"t.tar": tar([(name, one) for key, one in PICTURES.items() for name, one in ((key, one), (f"{key[0]}.txt", b" \n"))])}, ""
+    ),
     "folders of classes": ({f"engraving/{name}": one for name, one in PICTURES.items()} | {"woodcut/a.png": image(3)}, ""),
     "a list of paths": ({**PICTURES, "list.csv": "file_name,year\n0.png,1800\n1.png,1801\n"}, "list.csv"),
     "a table of other columns beside them": ({**PICTURES, "metadata.csv": "file_name,year\n0.png,1800\n1.png,1801\n"}, ""),
-    "a table whose captions are empty": ({**PICTURES, "metadata.jsonl": '{"file_name": "0.png", "text": ""}\n{"file_name": "1.png", "text": null}\n'}, ""),
+    "a table whose captions are empty": (
+        {**PICTURES, "metadata.jsonl": '{"file_name": "0.png", "text": ""}\n{"file_name": "1.png", "text": null}\n'}, ""
+    ),
 }  # fmt: skip
 
 

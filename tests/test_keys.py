@@ -72,9 +72,11 @@ def test_an_ambiguous_sample_is_left_out_counted_and_named(case, kept, tmp_path)
 
 
 UNUSUAL = {
-    "pictures first, words behind them": sorted([(f"{n}.{kind}", kind) for n in range(3) for kind in ("png", "json")], key=lambda one: one[1], reverse=True),
+    "pictures first, words behind them": sorted([(f"{n}.{kind}", kind) for n in range(3) for kind in ("png", "json")],
+        key=lambda one: one[1], reverse=True),
     "words first, in capitals": [(f"{n}.{kind}", kind.lower()) for kind in ("JSON", "PNG") for n in (2, 0, 1)],
-    "folders, and a note twice that nobody reads": [("set/", ""), ("set/1.5/", ""), ("set/1.5/0.png", "png"), ("set/1.5/0.note", ""), ("set/1.5/0.json", "json"), ("set/1.5/0.note", "")],
+    "folders, and a note twice that nobody reads": [("set/", ""), ("set/1.5/", ""), ("set/1.5/0.png", "png"), ("set/1.5/0.note", ""),
+        ("set/1.5/0.json", "json"), ("set/1.5/0.note", "")],
     "masks beside": [("0.mask.png", "png"), ("0.jpg", "jpg"), ("0.mask.png", "png"), ("0.json", "json")],
 }  # fmt: skip
 

@@ -36,9 +36,9 @@ STEPS, STOP = 6, 3
 
 @pytest.fixture(scope="module")
 def launched(finished, tmp_path_factory, small_shards) -> dict[str, Any]:
-    """Trainings of one generator from the same codes, each with a spike at its second step: in this process, in two with
-    the environment that the deepspeed launcher gives them, then in one; whole ones, and ones that are stopped and go on elsewhere. By
-    name what benchmarks.zero.train_case returns, and `weights`. The launcher itself starts one process in test_ctrl_c_in_a_terminal_ends_in_our_line,
+    """Trainings of one generator from the same codes, each with a spike at its second step: in this process, in two with the environment
+    that the deepspeed launcher gives them, then in one; whole ones, and ones that are stopped and go on elsewhere. By name what
+    benchmarks.zero.train_case returns, and `weights`. The launcher itself starts one process in test_ctrl_c_in_a_terminal_ends_in_our_line,
     two in `two_launched`."""
     pytest.importorskip("deepspeed", reason="the deepspeed launcher needs the extra 'train'")
     if torch.cuda.is_available():
@@ -65,7 +65,8 @@ def launched(finished, tmp_path_factory, small_shards) -> dict[str, Any]:
 
     here(case("plain"), case("1 stopped", stopped=True))
     two = [
-        case("2 ddp"), case("2 zero1 stopped", "zero1", stopped=True), case("2 zero2", "zero2"), case("2 zero3 stopped", "zero3", stopped=True, overrides=("sampling.n=1",)),
+        case("2 ddp"), case("2 zero1 stopped", "zero1", stopped=True), case("2 zero2", "zero2"),
+        case("2 zero3 stopped", "zero3", stopped=True, overrides=("sampling.n=1",)),
         case("1 -> 2 ddp", goes_on="1 stopped"),
     ]  # fmt: skip
     keep(launch(two, folder / "two", processes=2, start=forked))
@@ -215,7 +216,7 @@ def test_idle_gpus_are_told_of(env, gpus, visible, said):
     ],
 )
 def test_only_gpus_that_the_job_may_use_are_called_idle(typed, said):
-    """Under the deepspeed launcher, which sets CUDA_VISIBLE_DEVICES of its processes. "unset CUDA_VISIBLE_DEVICES" would take other users' GPUs."""
+    """Under the deepspeed launcher, which sets CUDA_VISIBLE_DEVICES of its processes. To unset it would take other users' GPUs."""
     warning = idle_gpus({"WORLD_SIZE": "1", "CUDA_VISIBLE_DEVICES": "3"}, gpus=8, visible=1, typed=typed)
     assert re.search(said, warning) if said else warning == ""
     assert "unset" not in warning and ("--num_gpus" in warning) == ("of 8 GPUs" in warning)
@@ -254,8 +255,8 @@ def test_every_zero_json_is_taken_and_muon_refused_with_it(name):
 
 @pytest.fixture(scope="module")
 def two_launched(tiny_model, checkpoint_folder, small_shards, tmp_path_factory) -> Path:
-    """A folder with three runs of one launch by the real launcher, which takes longer to start than what they do: preferences in `dpo`, rewards
-    in `grpo`, and in `run` the whole story by train.py as it is typed."""
+    """A folder with three runs of one launch by the real launcher, which takes longer to start than what they do: preferences in `dpo`,
+    rewards in `grpo`, and in `run` the whole story by train.py as it is typed."""
     folder = tmp_path_factory.mktemp("two")
     (folder / "pairs.jsonl").write_text(preferences.lines(tiny_model.best_and_worst(3, 6, 2)))
     dpo = write_tree(folder / "dpo.yaml", preference_tree(checkpoint_folder, folder / "pairs.jsonl"))

@@ -1,5 +1,6 @@
-"""Promises of tokun/inference/hub.py and pairs_pipeline.py against a Hub that answers over HTTP: what is pushed is loaded by its id, by tokun
-and by transformers, and again from the cache when the Hub is gone. In processes of their own, since the Hub's address is read on import."""
+"""Promises of tokun/inference/hub.py and pairs_pipeline.py against a Hub that answers over HTTP: what is pushed is loaded by its id, by
+tokun and by transformers, and again from the cache when the Hub is gone. In processes of their own, since the Hub's address is read on
+import."""
 
 import hashlib
 import json
@@ -25,9 +26,11 @@ for name, module in model.generator.named_modules():
     if name.endswith("q_proj"):
         rows, columns = module.weight.shape
         torch.manual_seed(0)
-        weights[f"{adapters.FRONT}{name}{adapters.DOWN}"], weights[f"{adapters.FRONT}{name}{adapters.UP}"] = torch.randn(2, columns), torch.randn(rows, 2)
+        weights[f"{adapters.FRONT}{name}{adapters.DOWN}"] = torch.randn(2, columns)
+        weights[f"{adapters.FRONT}{name}{adapters.UP}"] = torch.randn(rows, 2)
 settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}
-made = adapters.Adapter("mine", "me/ships", adapters.fingerprint(model.generator, model.vocabulary), settings, weights, model.vocabulary, card="# mine")
+base = adapters.fingerprint(model.generator, model.vocabulary)
+made = adapters.Adapter("mine", "me/ships", base, settings, weights, model.vocabulary, card="# mine")
 folder = Path(sys.argv[2])
 folder.mkdir()
 adapters.write(made, folder)
@@ -48,7 +51,8 @@ def told(image, caption):
 model = tokun.load("me/ships", device="cpu", adapter="me/mine-lora")
 found = {"adapter": model.adapter, "with": told(*model(7)), "without": told(*model.use_adapter(None)(7)), "card": model.card}
 gone = len(sys.argv) == 1
-with network_access.offline() if gone else contextlib.nullcontext():  # tokun finds that out by itself; transformers would try again and again
+# tokun finds out by itself that the Hub is gone; transformers would try again and again
+with network_access.offline() if gone else contextlib.nullcontext():
     generator = transformers.AutoModelForCausalLM.from_pretrained("me/ships", subfolder="generator")
     tokenizer = transformers.AutoTokenizer.from_pretrained("me/ships", subfolder="generator")
     found["kind"], found["ids"] = type(generator).__name__, len(tokenizer)

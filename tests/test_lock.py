@@ -1,4 +1,4 @@
-"""One run at a time in a folder: the second is refused and told who holds it, a kill lets go, a child that outlives its parent does not hold on."""
+"""One run at a time in a folder: the second is refused and told who holds it, a kill lets go, and no orphan holds on."""
 
 import errno
 import fcntl
@@ -23,8 +23,14 @@ from tokun.utils import console, lock
 from tokun.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
-HOLD = "import sys, time; from pathlib import Path; from tokun.utils import lock; lock.hold(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
-FORK = "import os, sys, time; from pathlib import Path; from tokun.utils import lock; lock.hold(Path(sys.argv[1])); os.fork() or time.sleep(20); print('held', flush=True); time.sleep(60)"
+HOLD = (
+    "import sys, time; from pathlib import Path; from tokun.utils import lock; lock.hold(Path(sys.argv[1])); print('held', flush=True); "
+    "time.sleep(60)"
+)
+FORK = (
+    "import os, sys, time; from pathlib import Path; from tokun.utils import lock; lock.hold(Path(sys.argv[1])); os.fork() or "
+    "time.sleep(20); print('held', flush=True); time.sleep(60)"
+)
 
 
 @pytest.fixture
@@ -116,7 +122,10 @@ def test_a_kill_at_any_change_of_the_disk_leaves_a_folder_that_can_be_held(tmp_p
         assert time.monotonic() - start < 1
 
 
-RANK = "import sys, time; from pathlib import Path; from tokun.utils import lock; lock.hold(Path(sys.argv[1]), rank=int(sys.argv[2])); print('held', flush=True); time.sleep(60)"
+RANK = (
+    "import sys, time; from pathlib import Path; from tokun.utils import lock; lock.hold(Path(sys.argv[1]), rank=int(sys.argv[2])); "
+    "print('held', flush=True); time.sleep(60)"
+)
 
 
 @pytest.fixture
@@ -254,7 +263,7 @@ def test_a_file_of_the_users_whose_name_begins_like_a_lock_stays(tmp_path):
 
 @pytest.mark.parametrize("command", ["prepare", "caption", "caption --from", "questions", "encode", "sample", "train"])
 def test_every_command_that_writes_a_folder_is_refused_while_another_process_holds_it(command, tmp_path, process_of, capsys, tiny_model):
-    """Two downloads into one folder, two trainings with one output directory, two captioners on one set of shards: each half wrote over the other."""
+    """Two downloads into one folder, two trainings with one output, two captioners of the same shards: each half wrote over the other."""
     from data_tools import caption, encode, prepare, questions, toy
 
     shards, table = tmp_path.with_name(f"{tmp_path.name}-shards"), tmp_path.with_name(f"{tmp_path.name}.tsv")

@@ -1,4 +1,4 @@
-"""Promises of tokun/training/loop.py, by the smallest stage there is: one number, and batches drawn from it, as in reinforcement learning."""
+"""Promises of tokun/training/loop.py, by the smallest stage there is: one number, and batches drawn from it, as in GRPO."""
 
 import json
 import time

@@ -103,9 +103,18 @@ def test_squeezenet_features_are_torchvisions(tmp_path):
     torch.testing.assert_close(ours.taps(images)[-1], theirs.features(x))
 
 
-@pytest.mark.skipif(not WEIGHTS.is_file(), reason="the trained SqueezeNet weights do not lie beside the project")
-def test_trained_squeezenet_distance_ranks_likeness():
-    distance = SqueezeNetDistance(str(WEIGHTS))
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "random",  # random weights rank as trained ones do
+        pytest.param(
+            "trained",
+            marks=pytest.mark.skipif(not WEIGHTS.is_file(), reason="the trained SqueezeNet weights do not lie beside the project"),
+        ),
+    ],
+)
+def test_squeezenet_distance_ranks_likeness(kind, tmp_path):
+    distance = SqueezeNetDistance(str(WEIGHTS if kind == "trained" else random_squeezenet(tmp_path / "net.safetensors")))
     a = hatching(8.0, 0.4)
     assert distance(a, a) == 0
     slightly = distance(a, (a + 0.05 * torch.randn_like(a)).clamp(-1, 1))

@@ -32,9 +32,11 @@ OPTION = re.compile(r"(?<![\w-])--([a-z][a-z_-]*[a-z])\b")
 FILES = {"py", "json", "jsonl", "npy", "tar", "index", "yaml", "md", "css", "html", "log", "png", "model"}  # train.py, codes.json, …
 OTHERS = {
     "nproc_per_node", "nnodes", "num_gpus", "hostfile", "master_addr", "master_port", "no_ssh", "node_rank",  # of torchrun and deepspeed
-    "nodes", "ntasks", "ntasks-per-node", "gpus-per-node", "cpus-per-task", "gpu-bind", "requeue", "signal", "open-mode", "mem", "time",  # of srun and sbatch
+    # of srun and sbatch
+    "nodes", "ntasks", "ntasks-per-node", "gpus-per-node", "cpus-per-task", "gpu-bind", "requeue", "signal", "open-mode", "mem", "time",
     "index-url", "install",  # of pip, xcode-select
-    "logits-processors", "no-async-scheduling", "enforce-eager", "max-num-seqs", "local-dir", "repo-type", "head", "logdir",  # of vllm serve, hf, ray, tensorboard
+    # of vllm serve, hf, ray, tensorboard
+    "logits-processors", "no-async-scheduling", "enforce-eager", "max-num-seqs", "local-dir", "repo-type", "head", "logdir",
 }  # fmt: skip
 MADE = {"gan-weight", "gan-lr", "code-noise", "options"}  # sharpen's, from the names of its settings; the report's word for any option
 

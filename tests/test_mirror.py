@@ -135,5 +135,6 @@ def test_the_words_of_a_mirrored_view_are_those_of_the_mirrored_picture():
         texts = (parts.caption,) if parts.task == "joint" else (parts.question, parts.answer)
         found.add((parts.codes[0], *("".join(map(chr, ids)) for ids in texts)))
     assert found == {
-        (1, "a tree on the left"), (1, "the lonely right"), (2, "a tree on the right"), (2, "the lonely left"), (1, "left?", "no, right"), (2, "right?", "no, left"),
+        (1, "a tree on the left"), (1, "the lonely right"), (2, "a tree on the right"), (2, "the lonely left"), (1, "left?", "no, right"),
+        (2, "right?", "no, left"),
     }  # fmt: skip

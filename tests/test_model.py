@@ -145,8 +145,10 @@ def test_a_seed_that_is_no_whole_number_is_refused_wherever_one_is_given(tiny_mo
     picture = Image.new("L", (32, 32))
     inverted = conditional_generation.Inverted(torch.zeros(tiny_model.slots.size), Tags(), [], 0)
     for call in (
-        lambda: tiny_model(seed), lambda: tiny_model.sample(seed, n=2), lambda: tiny_model.best_of(seed, 1, 2), lambda: tiny_model.interpolate(1, seed),
-        lambda: tiny_model.caption(picture, seed=seed), lambda: tiny_model.ask(picture, "what?", seed=seed), lambda: tiny_model.vary(inverted, 0.1, seed=seed),
+        lambda: tiny_model(seed), lambda: tiny_model.sample(seed, n=2), lambda: tiny_model.best_of(seed, 1, 2),
+        lambda: tiny_model.interpolate(1, seed),
+        lambda: tiny_model.caption(picture, seed=seed), lambda: tiny_model.ask(picture, "what?", seed=seed),
+        lambda: tiny_model.vary(inverted, 0.1, seed=seed),
         lambda: tiny_model.rewrite("a ship", "poetic", seed=seed), lambda: tiny_model.invert(picture, "a ship", seed=seed),
         lambda: tiny_model.complete(picture, "top", seed=seed),
     ):  # fmt: skip
@@ -304,9 +306,12 @@ def test_code_that_comes_with_a_checkpoint_is_not_run(copied, tmp_path):
     ("change", "words"),
     [
         ({"styles": ["etching", "engraving"]}, "<style:etching> has id"), ({"styles": ["engraving"]}, "<subject:scenery> has id"),
-        ({"grids": [[2, 6], [4, 4]]}, "<grid:2x6> has id"), ({"codebook_size": 63}, "it ends at id"), ({"codebook_size": 65}, "<image:64> has id"),
-        ({"text_size": 300}, "<pad> has id 300 there"), ({"max_texts": 9}, "is not a vocabulary"), ({"max_text": 0}, "max_text is 0"), ({"max_text": "64"}, "max_text is '64'"),
-        ({"max_text": 10**9}, "speaks of 1000000016 codes and pieces"), ({"codebook_size": None}, "codebook_size is None"), ({"illegal_text": [5000]}, "illegal_text"),
+        ({"grids": [[2, 6], [4, 4]]}, "<grid:2x6> has id"), ({"codebook_size": 63}, "it ends at id"),
+        ({"codebook_size": 65}, "<image:64> has id"),
+        ({"text_size": 300}, "<pad> has id 300 there"), ({"max_texts": 9}, "is not a vocabulary"), ({"max_text": 0}, "max_text is 0"),
+        ({"max_text": "64"}, "max_text is '64'"),
+        ({"max_text": 10**9}, "speaks of 1000000016 codes and pieces"), ({"codebook_size": None}, "codebook_size is None"),
+        ({"illegal_text": [5000]}, "illegal_text"),
     ],
 )  # fmt: skip
 def test_a_vocabulary_that_does_not_match_is_refused(copied, tiny_model, change, words):
@@ -342,7 +347,8 @@ def test_a_swapped_text_tokenizer_is_refused(copied, tiny_model):
 @pytest.mark.parametrize(
     ("name", "change", "words"),
     [
-        ("generator/config.json", {"vocab_size": 100}, "generator cannot be read"), ("generator/config.json", {"num_attention_heads": 0}, "generator cannot be read"),
+        ("generator/config.json", {"vocab_size": 100}, "generator cannot be read"),
+        ("generator/config.json", {"num_attention_heads": 0}, "generator cannot be read"),
         ("generator/config.json", {"num_hidden_layers": 99}, "generator"), ("sampling.json", {"image_tokenizer": 5}, "not the tokenizer"),
         ("sampling.json", {"defaults": {"temperature": "hot"}}, r"sampling\.json cannot be read.*temperature"),
         ("sampling.json", {"defaults": {"guidance_scale": float("nan")}}, r"sampling\.json cannot be read.*guidance_scale"),

@@ -70,7 +70,8 @@ def test_it_says_what_was_trained_on_how_long_and_from_which_start():
 
 @pytest.mark.parametrize(
     ("settings", "said"),
-    [({}, "on the data above and nothing else"), ({"start": "bundled"}, "before on that of the bundled engraving model"), ({"start": "me/mine"}, "before on that of me/mine"),
+    [({}, "on the data above and nothing else"), ({"start": "bundled"}, "before on that of the bundled engraving model"),
+     ({"start": "me/mine"}, "before on that of me/mine"),
      ({"generator": {"pretrained": "a/lm"}}, "before on that of a/lm")],
 )  # fmt: skip
 def test_it_does_not_hide_what_was_learnt_before(settings, said):

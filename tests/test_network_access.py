@@ -1,4 +1,4 @@
-"""Without a network nothing waits for a minute: one clear line that says what is unreachable and how to work offline. What is in the cache is used."""
+"""Without a network nothing waits for a minute: one clear line says what is unreachable and how to work offline. The cache is used."""
 
 import socket
 import sys

@@ -58,8 +58,10 @@ def test_a_turned_picture_is_upright_wherever_it_is_opened(orientation, tmp_path
     (tmp_path / "phone.png").write_bytes(content)
     samples = shard(tmp_path / "train-00000.tar", content, "png")
     seen = {
-        "prepare": image_files.decode(content), "the demo": demo.open_upload(content, 1), "--image": image_to_codes.open_picture(tmp_path / "phone.png", 1),
-        "bytes": image_to_codes.open_picture(content, 1), "a PIL picture": image_to_codes.open_picture(Image.open(io.BytesIO(content)), 1), "training": samples.picture(0),
+        "prepare": image_files.decode(content), "the demo": demo.open_upload(content, 1),
+        "--image": image_to_codes.open_picture(tmp_path / "phone.png", 1),
+        "bytes": image_to_codes.open_picture(content, 1), "a PIL picture": image_to_codes.open_picture(Image.open(io.BytesIO(content)), 1),
+        "training": samples.picture(0),
     }  # fmt: skip
     for where, image in seen.items():
         assert np.array_equal(np.asarray(image), np.asarray(upright())), where
@@ -161,7 +163,10 @@ def tiff_16(values, order="<"):
     """(H, W, 3) uint16 -> an uncompressed TIFF of 16 bits a colour."""
     height, width, _ = values.shape
     pixels, at = values.astype(f"{order}u2").tobytes(), 8
-    tags = [(256, 3, 1, width), (257, 3, 1, height), (258, 3, 3, at + len(pixels)), (259, 3, 1, 1), (262, 3, 1, 2), (273, 4, 1, at), (277, 3, 1, 3), (278, 3, 1, height), (279, 4, 1, len(pixels)), (284, 3, 1, 1)]  # fmt: skip
+    tags = [
+        (256, 3, 1, width), (257, 3, 1, height), (258, 3, 3, at + len(pixels)), (259, 3, 1, 1), (262, 3, 1, 2), (273, 4, 1, at),
+        (277, 3, 1, 3), (278, 3, 1, height), (279, 4, 1, len(pixels)), (284, 3, 1, 1),
+    ]  # fmt: skip
     bits = struct.pack(f"{order}3H", 16, 16, 16)
     entries = b"".join(
         struct.pack(f"{order}HHI", tag, kind, count)
@@ -188,7 +193,7 @@ def test_twelve_bits_of_each_colour_in_sixteen_are_scaled_by_their_own_white(fil
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("bits", range(9, 15))
 def test_any_number_of_bits_in_sixteen_is_scaled_by_its_own_white(bits, channels):
-    """Data of 10 or 14 bits came out dark. What the file declares counts; else the largest number tells, and a dull 16-bit picture stays dull."""
+    """Data of 10 or 14 bits came out dark. What the file declares counts; else the largest number tells. A dull picture stays dull."""
 
     def opened(tones, *more):
         tones = np.asarray(tones, np.uint16)[None, :, None].repeat(4, 0).repeat(channels, 2)

@@ -1,4 +1,6 @@
-"""Promises of tokun/inference/picture_files.py: samples as single pictures, whatever their number; a stop loses one batch, and the same command goes on."""
+"""Promises of tokun/inference/picture_files.py: samples as single pictures, whatever their number.
+
+A stop loses one batch, and the same command goes on."""
 
 import hashlib
 import json
@@ -149,7 +151,9 @@ def records(out):
 
 
 def test_a_caption_with_a_line_separator_hides_no_picture(tmp_path, monkeypatch, capsys):
-    """U+2028 ends a line for Python's splitlines: the record fell in two, the picture stayed beside the next run's list, and its batch was drawn again."""
+    """U+2028 ends a line for Python's splitlines: the record fell in two, the picture stayed beside the next run's list.
+
+    Its batch was drawn again."""
     monkeypatch.setattr(Drawn, "caption", property(lambda self: f"A ship\u2028and \x85 a mill, {self.index}."))
     write(tmp_path, 6)
     write(tmp_path, 3)

@@ -45,7 +45,8 @@ def pairs(contests, tmp_path_factory) -> Path:
 def settings(out: Path, base: Path, pairs: Path, *, rank: int = 2, train: dict | None = None, **dpo):
     tree = {
         "out": str(out), "start": str(base), "threads": 1, "tracking": {"kind": "none"}, "generator": {"dropout": 0.0},
-        "dpo": {"pairs": str(pairs), "val": str(pairs), "beta": 0.5, **dpo}, "adapter": {"rank": rank, "alpha": 4.0}, "train": {**TRAIN, **(train or {})},
+        "dpo": {"pairs": str(pairs), "val": str(pairs), "beta": 0.5, **dpo}, "adapter": {"rank": rank, "alpha": 4.0},
+        "train": {**TRAIN, **(train or {})},
     }  # fmt: skip
     return from_dict(tree)
 
@@ -132,7 +133,7 @@ def test_stopped_and_typed_again_it_ends_in_the_same_weights(checkpoint_folder, 
 
 
 def test_a_base_that_was_replaced_is_noticed_and_a_state_of_before_goes_on(tiny_model, checkpoint_folder, pairs, tmp_path):
-    """The path is the same, the weights are not: margins would be over another start. Older states do not say which weights they began with."""
+    """The path is the same, the weights are not: margins would be over another start. Older states do not say with which they began."""
     base = Path(shutil.copytree(checkpoint_folder, tmp_path / "base"))
     config = settings(tmp_path / "run", base, pairs, train={"steps": 4})
     run = open_run(config)

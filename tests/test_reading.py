@@ -145,7 +145,8 @@ def test_a_table_that_would_lose_words_is_refused_with_its_line(tmp_path, text, 
         {"a.jpg": "A wolf", "b.jpg": ["A fox", "One fox"]},
         {"a.jpg": {"caption": "A wolf"}, "b.jpg": {"text": "A fox"}},
         [{"file_name": "a.jpg", "caption": "A wolf"}, {"image": "b.jpg", "text": "A fox"}],
-        {"images": [{"id": 1, "file_name": "a.jpg"}, {"id": 2, "file_name": "b.jpg"}], "annotations": [{"image_id": 1, "caption": "A wolf"}, {"image_id": 2, "caption": "A fox"}]},
+        {"images": [{"id": 1, "file_name": "a.jpg"}, {"id": 2, "file_name": "b.jpg"}],
+         "annotations": [{"image_id": 1, "caption": "A wolf"}, {"image_id": 2, "caption": "A fox"}]},
     ],
 )  # fmt: skip
 def test_captions_json_is_read_in_its_usual_forms(tmp_path, tree):
@@ -401,11 +402,16 @@ def test_shards_say_where_words_are_from(tmp_path):
 # words that cleaning changes
 
 JOINED = {
-    "Persian": "\u06a9\u062a\u0627\u0628\u200c\u0647\u0627", "Persian plural of a Latin word": "PDF\u200c\u0647\u0627", "Sinhala": "\u0dc1\u0dca\u200d\u0dbb\u0dd3",
-    "Malayalam, at a word's end": "\u0d05\u0d35\u0d28\u0d4d\u200d \u0d35\u0d28\u0d4d\u0d28\u0d41", "Devanagari": "\u0915\u094d\u200d\u0937 \u0915\u094d\u200c\u0937",
-    "Bengali": "\u09b0\u200d\u09cd\u09af\u09be\u09ac", "Arabic form alone": "\u200d\u0647\u200d", "the year of the Hijra": "\u06f1\u06f4\u06f0\u06f0 \u0647\u200d.",
-    "a family": "\U0001f468\u200d\U0001f469\u200d\U0001f467 a family", "a painter with a skin tone": "\U0001f469\U0001f3fd\u200d\U0001f3a8", "a flag": "\U0001f3f3\ufe0f\u200d\U0001f308",
-    "Mongolian": "\u182a\u1820\u180e\u1822", "Hebrew with points": "\u05e9\u05c1\u05b8\u05dc\u05d5\u05b9\u05dd", "Khmer": "\u1781\u17d2\u1798\u17c2\u179a", "a right-to-left mark": "\u05d0\u200f!",
+    "Persian": "\u06a9\u062a\u0627\u0628\u200c\u0647\u0627", "Persian plural of a Latin word": "PDF\u200c\u0647\u0627",
+    "Sinhala": "\u0dc1\u0dca\u200d\u0dbb\u0dd3",
+    "Malayalam, at a word's end": "\u0d05\u0d35\u0d28\u0d4d\u200d \u0d35\u0d28\u0d4d\u0d28\u0d41",
+    "Devanagari": "\u0915\u094d\u200d\u0937 \u0915\u094d\u200c\u0937",
+    "Bengali": "\u09b0\u200d\u09cd\u09af\u09be\u09ac", "Arabic form alone": "\u200d\u0647\u200d",
+    "the year of the Hijra": "\u06f1\u06f4\u06f0\u06f0 \u0647\u200d.",
+    "a family": "\U0001f468\u200d\U0001f469\u200d\U0001f467 a family", "a painter with a skin tone": "\U0001f469\U0001f3fd\u200d\U0001f3a8",
+    "a flag": "\U0001f3f3\ufe0f\u200d\U0001f308",
+    "Mongolian": "\u182a\u1820\u180e\u1822", "Hebrew with points": "\u05e9\u05c1\u05b8\u05dc\u05d5\u05b9\u05dd",
+    "Khmer": "\u1781\u17d2\u1798\u17c2\u179a", "a right-to-left mark": "\u05d0\u200f!",
 }  # fmt: skip
 
 

@@ -157,8 +157,9 @@ def test_the_command_fits_once_and_judges_tokenizers_of_another_size(
 ):
     monkeypatch.setattr(recognition, "fit", lambda x, texts, seed: _easy(x, texts))
     tiny_image_tokenizer.save(tmp_path / "tokenizer")
-    arguments = ["--train", str(small_shards / "train-*.tar"), "--held-out", f"toys={small_shards / 'train-00000.tar'}", "--network", str(network),
-                 "--size", "64", "--view", "whole", "--cache", str(tmp_path / "judge.npz"), "--tokenizer", str(tmp_path / "tokenizer")]  # fmt: skip
+    arguments = ["--train", str(small_shards / "train-*.tar"), "--held-out", f"toys={small_shards / 'train-00000.tar'}", 
+                 "--network", str(network), "--size", "64", "--view", "whole", "--cache", str(tmp_path / "judge.npz"),
+                 "--tokenizer", str(tmp_path / "tokenizer")]  # fmt: skip
     command.main([*arguments, "--sheet", str(tmp_path / "sheets")])
     first = capsys.readouterr()
     assert "fitted in" in first.err and "toys     kept" in first.out and (tmp_path / "sheets").is_dir()

@@ -1,4 +1,4 @@
-"""Two processes with one --out in object storage: the second is refused and told who holds it; what a killed one left is taken over by a clear rule."""
+"""Two processes with one --out in object storage: the second is refused and told who holds it; a killed one's is taken over by a rule."""
 
 import json
 import time

@@ -298,7 +298,8 @@ def test_histograms_count_every_value_in_its_stretch():
 
 @pytest.mark.parametrize(
     "reason, name",
-    [("thumbnail of a/b (1).jpg", "thumbnail"), ("near duplicate of x\n.jpg", "near duplicate"), ("colours cannot be read (mode CMYK)", "colours cannot be read"),
+    [("thumbnail of a/b (1).jpg", "thumbnail"), ("near duplicate of x\n.jpg", "near duplicate"),
+     ("colours cannot be read (mode CMYK)", "colours cannot be read"),
      ("too like a.jpg in the training split", "too like a picture for training"), ("CLIP sees: a photograph", "another medium"),
      ("caption file: broken symlink", "caption file cannot be read"), ("no caption", "no caption")],
 )  # fmt: skip

@@ -187,7 +187,10 @@ def test_pictures_by_split_in_folders_named_train_and_test_are_all_read(made):
 
 def book(number):
     """A page of a book with one picture."""
-    page = f'<html><head><title>The Project Gutenberg eBook of Fables</title></head><body><div class="figcenter"><img src="images/{number}.png" alt="A wolf."><p class="caption">A wolf by a mill, number {number}.</p></div></body></html>'
+    page = (
+        '<html><head><title>The Project Gutenberg eBook of Fables</title></head><body><div class="figcenter"><img '
+        f'src="images/{number}.png" alt="A wolf."><p class="caption">A wolf by a mill, number {number}.</p></div></body></html>'
+    )
     return {f"{number}/{number}-h.htm": page, f"{number}/images/{number}.png": image(number)}
 
 
@@ -205,9 +208,14 @@ LOOSE = {
 def test_whatever_kind_a_folder_is_every_file_below_it_ends_in_the_manifest(made, kind):
     """One loose file, and the reader that was chosen for the others passed it over."""
     main_files = {
-        "pictures": {f"{i}.png": image(i) for i in range(3)}, "classes": {f"{style}/{i}.png": image(i) for i, style in enumerate(["engraving", "drawings", "painting"])},
+        "pictures": {f"{i}.png": image(i) for i in range(3)},
+        "classes": {f"{style}/{i}.png": image(i) for i, style in enumerate(["engraving", "drawings", "painting"])},
         "books": book(11) | book(12), "tars": {f"{i}.tar": tar([("k.png", image(i)), ("k.txt", b"A wolf.")]) for i in range(9)},
-        "a data set": {"data/train-00000-of-00001.parquet": table([{"image": {"bytes": image(i), "path": f"{i}.png"}, "text": f"A wolf {i}."} for i in range(3)])},
+        "a data set": {
+            "data/train-00000-of-00001.parquet": table(
+                [{"image": {"bytes": image(i), "path": f"{i}.png"}, "text": f"A wolf {i}."} for i in range(3)]
+            )
+        },
         "a table beside them": {"metadata.csv": "file_name,caption\na.png,A wolf.\n", "a.png": image(1)},
     }[kind]  # fmt: skip
     found = made({**main_files, **LOOSE}, "--captions-from-names")
@@ -519,7 +527,8 @@ def test_an_empty_sample_list_says_what_is_wanted(tmp_path):
 
 @pytest.mark.parametrize(
     ("kind", "mode", "options"),
-    [("PNG", "P", {"transparency": b"\0\xff"}), ("PNG", "LA", {}), ("PNG", "1", {}), ("TIFF", "CMYK", {"compression": "tiff_lzw"}), ("GIF", "P", {"save_all": True}), ("WEBP", "RGBA", {"lossless": True}),
+    [("PNG", "P", {"transparency": b"\0\xff"}), ("PNG", "LA", {}), ("PNG", "1", {}), ("TIFF", "CMYK", {"compression": "tiff_lzw"}),
+     ("GIF", "P", {"save_all": True}), ("WEBP", "RGBA", {"lossless": True}),
      ("JPEG", "CMYK", {}), ("PNG", "I;16", {}), ("BMP", "P", {}), ("TIFF", "1", {"compression": "group4"})],
 )  # fmt: skip
 def test_every_mode_of_pillow_becomes_a_pair(made, kind, mode, options):

@@ -299,7 +299,8 @@ def stutters(words, starts, marks=(), at_the_end=False):
     """Whether a phrase of one to six pieces, the first of which begins a word, stands in it twice in a row, marks left out."""
     words = [word for word in words if word not in marks]
     doubled = [
-        (i, n) for n in range(1, 7) for i in range(len(words) - 2 * n + 1) if words[i] in starts and words[i : i + n] == words[i + n : i + 2 * n]
+        (i, n) for n in range(1, 7) for i in range(len(words) - 2 * n + 1)
+        if words[i] in starts and words[i : i + n] == words[i + n : i + 2 * n]
     ]  # fmt: skip
     return any(i + 2 * n == len(words) for i, n in doubled) if at_the_end else bool(doubled)
 
@@ -314,7 +315,8 @@ def test_an_unrepeated_word_stands_at_most_once_in_a_caption(tiny_model, text_sc
     v, n, starts = tiny_model.vocabulary, 24, range(1, tiny_model.vocabulary.text_size, 2)
     words, marks = [(i, i + 2) for i in range(1, v.text_size - 2, 6)], range(0, v.text_size, every) if every else ()
     options = {
-        "text_guidance_scale": text_scale, "unconditional_text": torch.tensor([prompt_ids(v)[:-1]] * n), "word_starts": starts, "unrepeated": words,
+        "text_guidance_scale": text_scale, "unconditional_text": torch.tensor([prompt_ids(v)[:-1]] * n), "word_starts": starts,
+        "unrepeated": words,
         "marks": marks,
     }  # fmt: skip
     u, captions = uniforms(tiny_model, range(n), seed=3), {}

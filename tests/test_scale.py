@@ -40,7 +40,10 @@ def test_a_drawing_is_drawn_again_in_the_picture_s_own_size_and_mode_with_sharp_
     assert scale.scaled(Image.new(mode, (8, 8), "white"), 2, "svg").getextrema() in ((255, 255), ((255, 255),) * 3)
 
 
-@pytest.mark.parametrize(("times", "by", "named"), [(0, "lanczos", "0; it must be"), (33, "nearest", "from 1 to 32"), (2.0, "svg", "whole"), (2, "bicubic", "nearest, lanczos, svg")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("times", "by", "named"),
+    [(0, "lanczos", "0; it must be"), (33, "nearest", "from 1 to 32"), (2.0, "svg", "whole"), (2, "bicubic", "nearest, lanczos, svg")],
+)
 def test_a_scale_or_a_method_that_there_is_not_is_named(times, by, named):
     with pytest.raises(UserError, match=named):
         scale.Enlarge(times, by)
@@ -87,7 +90,8 @@ def test_pictures_and_grids_of_every_direction_are_enlarged_and_the_codes_stay(c
 
 @pytest.mark.parametrize(
     ("arguments", "named"),
-    [(["--scale-by", "svg"], "--scale"), (["--scale", "2", "--shard-size", "5"], "no effect on shards"), (["--scale", "0"], "at least 1"), (["--image", "a.png", "--scale", "2"], "no effect with --image")],
+    [(["--scale-by", "svg"], "--scale"), (["--scale", "2", "--shard-size", "5"], "no effect on shards"), (["--scale", "0"], "at least 1"),
+     (["--image", "a.png", "--scale", "2"], "no effect with --image")],
 )  # fmt: skip
 def test_a_scale_without_effect_is_told(capsys, arguments, named):
     with pytest.raises(SystemExit):

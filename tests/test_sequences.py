@@ -15,7 +15,8 @@ from tokun.tokenizers.vocabulary import Tags, Vocabulary
 
 ROOT = Path(__file__).parents[1]
 V = Vocabulary(
-    text_size=20, codebook_size=8, styles=("etching",), subjects=("sea", "sky"), grids=((2, 2), (1, 3)), max_text=6, illegal_text=(0, 3), things=("fox",)
+    text_size=20, codebook_size=8, styles=("etching",), subjects=("sea", "sky"), grids=((2, 2), (1, 3)), max_text=6, illegal_text=(0, 3),
+    things=("fox",)
 )  # fmt: skip
 TAGS, CODES, WORDS, OTHER = Tags("etching", "sky", "plain", (1, 3), "fox"), [7, 0, 3], [4, 9, 5], [6, 6]
 
@@ -47,7 +48,8 @@ def test_what_guidance_leads_away_from_has_no_tags_but_the_grid():
 def test_what_is_scored_ends_with_its_span():
     joint = sequences.pack_joint(V, TAGS, CODES, WORDS).input_ids
     image, given, alone = (
-        sequences.image_scored(V, TAGS, CODES), sequences.caption_scored(V, TAGS, CODES, WORDS), sequences.caption_scored(V, TAGS, None, WORDS),
+        sequences.image_scored(V, TAGS, CODES), sequences.caption_scored(V, TAGS, CODES, WORDS),
+        sequences.caption_scored(V, TAGS, None, WORDS),
     )  # fmt: skip
     assert starts(joint, image.input_ids) and starts(joint, given.input_ids)
     assert image.input_ids[image.prompt :] == [*sequences.code_ids(V, CODES, TAGS), V.id("<eoi>")]
@@ -70,7 +72,8 @@ def test_a_new_generator_has_room_for_every_sequence_and_as_much_as_before():
     """The number of positions stands in the checkpoints: another would be another model."""
     longest = [1] * V.max_text
     packed = [
-        sequences.pack_joint(V, Tags("etching", "sky", "plain", (2, 2), "fox"), [0] * 4, longest), sequences.pack_text_to_image(V, TAGS, CODES, longest),
+        sequences.pack_joint(V, Tags("etching", "sky", "plain", (2, 2), "fox"), [0] * 4, longest),
+        sequences.pack_text_to_image(V, TAGS, CODES, longest),
         sequences.pack_question(V, TAGS, CODES, longest, longest), sequences.pack_rewrite(V, TAGS, longest, "era", longest),
     ]  # fmt: skip
     assert max(len(one.input_ids) for one in packed) <= sequences.most_positions(V)

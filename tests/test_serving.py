@@ -54,7 +54,8 @@ def prefixes(draw) -> list[int]:
     codes = draw(st.lists(st.integers(0, 5), min_size=rows * columns, max_size=rows * columns))
     packed = draw(
         st.sampled_from([
-            sequences.pack_joint(SMALL, tags, codes, text()), sequences.pack_text_to_image(SMALL, tags, codes, text()), sequences.pack_question(SMALL, tags, codes, text(), text()),
+            sequences.pack_joint(SMALL, tags, codes, text()), sequences.pack_text_to_image(SMALL, tags, codes, text()),
+            sequences.pack_question(SMALL, tags, codes, text(), text()),
             sequences.pack_rewrite(SMALL, tags, text(), "era", text()),
         ])
     ).input_ids  # fmt: skip

@@ -200,8 +200,10 @@ def test_a_register_that_was_not_trained_is_refused_in_every_direction(shaped_mo
     able = replace(shaped_model, tasks=("joint", "text_to_image", "question", "rewrite"))
     inverted = "a ship"
     for call in (
-        lambda: able.sample(1, 1, register="poetic"), lambda: able.best_of(1, 1, 2, register="poetic"), lambda: able.interpolate(1, 2, register="poetic"),
-        lambda: able.caption(picture, ["plain", "poetic"]), lambda: able.rewrite("a ship", "poetic"), lambda: able.score(picture, "a ship", register="poetic"),
+        lambda: able.sample(1, 1, register="poetic"), lambda: able.best_of(1, 1, 2, register="poetic"),
+        lambda: able.interpolate(1, 2, register="poetic"),
+        lambda: able.caption(picture, ["plain", "poetic"]), lambda: able.rewrite("a ship", "poetic"),
+        lambda: able.score(picture, "a ship", register="poetic"),
         lambda: able.invert(picture, inverted, register="poetic"), lambda: able.complete(picture, "top", register="poetic"),
         lambda: bulk.generate(able, 1, 2, tmp_path / "many", {"register": "poetic"}),
         lambda: sample.main(["--checkpoint", str(shaped_folder), "--out", str(tmp_path), "--register", "poetic"]),
@@ -222,10 +224,14 @@ def test_a_task_that_was_not_trained_is_refused_in_every_direction(shaped_model,
     (drawer, teller), plate = (replace(shaped_model, tasks=(task,)) for task in ("text_to_image", "joint")), str(tmp_path / "plate.png")
     for call, task in (
         (lambda: shaped_model.ask(picture, "what is shown?"), "question"), (lambda: shaped_model.rewrite("a ship", "era"), "rewrite"),
-        (lambda: sample.main([*common, "--image", plate, "--question", "what?"]), "question"), (lambda: sample.main([*common, "--rewrite", "a ship"]), "rewrite"),
-        (lambda: teller.sample(1, 1, prompt="a ship"), "text_to_image"), (lambda: teller.best_of(1, 1, 2, prompt="a ship"), "text_to_image"),
-        (lambda: list(demo.Studio(teller).draw(1, 1, prompt="a ship")), "text_to_image"), (lambda: bulk.generate(teller, 1, 2, tmp_path / "many", {"prompt": "a"}), "text_to_image"),
-        (lambda: drawer.caption(picture), "joint"), (lambda: drawer.score(picture, "a ship"), "joint"), (lambda: drawer.invert(picture, "a ship"), "joint"),
+        (lambda: sample.main([*common, "--image", plate, "--question", "what?"]), "question"),
+        (lambda: sample.main([*common, "--rewrite", "a ship"]), "rewrite"),
+        (lambda: teller.sample(1, 1, prompt="a ship"), "text_to_image"),
+        (lambda: teller.best_of(1, 1, 2, prompt="a ship"), "text_to_image"),
+        (lambda: list(demo.Studio(teller).draw(1, 1, prompt="a ship")), "text_to_image"),
+        (lambda: bulk.generate(teller, 1, 2, tmp_path / "many", {"prompt": "a"}), "text_to_image"),
+        (lambda: drawer.caption(picture), "joint"), (lambda: drawer.score(picture, "a ship"), "joint"),
+        (lambda: drawer.invert(picture, "a ship"), "joint"),
         (lambda: drawer.complete(picture, "top"), "joint"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=rf"was not trained on the task '{task}', only on"):

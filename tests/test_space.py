@@ -1,4 +1,4 @@
-"""Promises of space/ and .ci/address: the Dockerfile, the card and the requirements say the same as pyproject.toml, and the address stands in one place."""
+"""Promises of space/ and .ci/address: Dockerfile, card and requirements say what pyproject.toml says; the address stands in one place."""
 
 import ast
 import importlib.util

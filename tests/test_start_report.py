@@ -1,4 +1,6 @@
-"""What a run says when it begins: captions that say nothing, the tags that a start knows, whether its tokenizer can draw the pictures, how long is sensible."""
+"""What a run says when it begins: captions that say nothing, the tags that a start knows, whether its tokenizer can draw the pictures.
+
+And how long is sensible."""
 
 import io
 import json
@@ -42,12 +44,15 @@ def doubts(records: list[dict], **options) -> list[str]:
     ("records", "told"),
     [
         ([record()] * 30, ["None of the 30 pictures has a caption"]),
-        ([record(f"A ship with {i} masts.") for i in range(10)] + [record()] * 30, ["Only 10 of 40 pictures have a caption", "10 pictures with captions are few"]),
-        ([record("An engraving.", "template")] * 98, ["All 98 captions are templates", "The 98 captions are only 1 different text:", "98 pictures"]),
+        ([record(f"A ship with {i} masts.") for i in range(10)] + [record()] * 30,
+         ["Only 10 of 40 pictures have a caption", "10 pictures with captions are few"]),
+        ([record("An engraving.", "template")] * 98,
+         ["All 98 captions are templates", "The 98 captions are only 1 different text:", "98 pictures"]),
         ([record("An engraving.")] * 2000, ["The 2,000 captions are only 1 different text:"]),
         ([record(f"A ship with {i} masts.", "template") for i in range(2000)], ["All 2,000 captions are templates"]),
         ([record(f"A ship with {i} masts.", "model") for i in range(2000)], []),
-        ([record(f"A ship with {i} masts.", captions={"alt": "An engraving."}, caption_sources={"alt": {"source": "template"}}) for i in range(2000)], []),
+        ([record(f"A ship with {i} masts.", captions={"alt": "An engraving."}, caption_sources={"alt": {"source": "template"}})
+          for i in range(2000)], []),
     ],
 )  # fmt: skip
 def test_captions_that_say_nothing_are_told_with_what_to_do(records, told):
@@ -118,7 +123,8 @@ KNOWN = ("copper-engraving", "engraving", "etching", "wood-engraving")
 
 @pytest.mark.parametrize(
     ("word", "fits"),
-    [("engraving", "engraving"), ("engravings", "engraving"), ("etchings", "etching"), ("steel-engraving", "engraving"), ("wood-engravings", "wood-engraving"),
+    [("engraving", "engraving"), ("engravings", "engraving"), ("etchings", "etching"), ("steel-engraving", "engraving"),
+     ("wood-engravings", "wood-engraving"),
      ("old-copper-engravings", "copper-engraving"), ("prints", ""), ("", ""), ("grass", ""), ("engraving-after-a-drawing", "")],
 )  # fmt: skip
 def test_the_fitting_tag_is_the_known_one_that_the_word_means(word, fits):
@@ -189,9 +195,12 @@ def painted(seed: int, mode: str) -> bytes:
 @pytest.mark.parametrize(
     ("modes", "overrides", "told"),
     [
-        (["colour"], [], "64 of 64 pictures that were looked at are in colour, and will be drawn in grey: image_tokenizer.image_channels=3 keeps the colour"),
+        (["colour"], [],
+         "64 of 64 pictures that were looked at are in colour, and will be drawn in grey: image_tokenizer.image_channels=3 keeps the "
+         "colour"),
         (["colour", "grey"], [], "32 of 64 pictures"),
-        (["colour"], ["start=bundled"], "image_tokenizer.image_channels=3 keeps the colour, without start=bundled, whose tokenizer is grey"),
+        (["colour"], ["start=bundled"],
+         "image_tokenizer.image_channels=3 keeps the colour, without start=bundled, whose tokenizer is grey"),
         (["colour"], ["image_tokenizer.image_channels=3"], ""),
         (["colour"] + ["yellowed"] * 7, [], ""),
         (["yellowed"], [], ""),
@@ -219,7 +228,9 @@ def test_the_image_tokenizers_training_begins_with_that_line(tmp_path, capfd):
 @pytest.mark.parametrize(
     ("records", "override", "told"),
     [
-        ({"style": "etching"}, "data.style_key=technique", "data.style_key is technique, which is in no record of {train}: the style of each picture is taken instead, as with data.style_key=style"),
+        ({"style": "etching"}, "data.style_key=technique",
+         "data.style_key is technique, which is in no record of {train}: the style of each picture is taken instead, as "
+         "data.style_key=style says"),
         ({}, "data.style_key=technique", "no record has a style: no style will be learned. data.style=WORD gives all pictures one"),
         ({"technique": "etching", "style": "prints"}, "data.style_key=technique", ""),
         ({}, "data.style_key=style", ""),
@@ -260,7 +271,8 @@ def test_the_time_is_told_in_passes_and_what_max_minutes_counts():
     ("n", "told"),
     [
         (0, ""), (1, "1 held-out picture is few"), (3, "3 held-out pictures are few: differences of their loss under 0.08 nats are noise"),
-        (start_report.ENOUGH_HELD_OUT - 1, f"({start_report.ENOUGH_HELD_OUT} or more tell steps apart)"), (start_report.ENOUGH_HELD_OUT, ""),
+        (start_report.ENOUGH_HELD_OUT - 1, f"({start_report.ENOUGH_HELD_OUT} or more tell steps apart)"),
+        (start_report.ENOUGH_HELD_OUT, ""),
     ],
 )  # fmt: skip
 def test_a_held_out_set_that_cannot_tell_steps_apart_is_told_with_how_many_would(n, told):
@@ -272,11 +284,17 @@ def test_a_held_out_set_that_cannot_tell_steps_apart_is_told_with_how_many_would
 @pytest.mark.parametrize(
     ("before", "last", "lowest", "told"),
     [
-        (6.0, 6.06, None, ["WARNING: the held-out loss (image + text) was 6.0000 before training and is 6.0600 now (image + text): by it, training has not helped"]),
+        (6.0, 6.06, None,
+         ["WARNING: the held-out loss (image + text) was 6.0000 before training and is 6.0600 now (image + text): "
+          "by it, training has not helped"]),
         (6.0, 6.04, None, ["a difference within the noise (0.05 nats): held-out pictures do not show yet that it has learned"]),
         (6.0, 5.96, None, ["a difference within the noise (0.05 nats)"]),
-        (6.0, 5.94, (5.93, 20), ["is 5.9400 now, a fall by more than the noise (0.05 nats)", "no step before has a held-out loss lower than the end's 5.9400 (image + text) by more"]),
-        (6.0, 5.94, (5.88, 20), ["a fall by more than the noise", "lowest held-out loss 5.8800 at step 20 (image + text), below the end's 5.9400. To sample from it instead:"]),
+        (6.0, 5.94, (5.93, 20),
+         ["is 5.9400 now, a fall by more than the noise (0.05 nats)",
+          "no step before has a held-out loss lower than the end's 5.9400 (image + text) by more"]),
+        (6.0, 5.94, (5.88, 20),
+         ["a fall by more than the noise",
+          "lowest held-out loss 5.8800 at step 20 (image + text), below the end's 5.9400. To sample from it instead:"]),
         (None, 5.94, (6.1, 20), ["no step before has a held-out loss lower than the end's 5.9400"]), (None, 5.94, None, []),
     ],
 )  # fmt: skip

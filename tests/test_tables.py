@@ -132,6 +132,15 @@ def test_csv_module_and_pandas_tables_come_back_as_they_went(tmp_path):
         assert [row[1] for row in rows(path)] == texts, (suffix, sep, quoting)
 
 
+def test_a_made_table_of_descriptions_is_read_whole(tmp_path):
+    texts = ('Two owls; one says "no", the other ‘yes’.', "'Tis a ship, at sea…", "Tête-à-tête — 雪", '"Hold!" he said', 'A 5" gun, 1887')
+    made = [("prints", f"val-{i:06d}", "01"[i % 9 > 0], "ship", texts[i % 5], texts[i % 3] if i % 4 else None, None) for i in range(2000)]
+    columns = ("folder", "key", "use", "kind", "description", "poetic", "social")
+    table = read_table(write(tmp_path / "t.tsv", "".join("\t".join(cell or "" for cell in row) + "\n" for row in (columns, *made))))
+    assert table.columns == columns and [tuple(row.values.values()) for row in table] == made
+
+
+# of a made table: the test above
 @pytest.mark.skipif(not (DATA / "descriptions.tsv").is_file(), reason="the descriptions are not beside the project (../shared)")
 def test_the_table_of_descriptions_is_read_whole():
     table = read_table(DATA / "descriptions.tsv")

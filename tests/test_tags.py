@@ -127,7 +127,8 @@ def test_a_row_of_counts_is_a_line_of_the_file_and_the_rest_is_as_it_was(rows):
 
 @pytest.mark.parametrize(
     ("aspect", "grid"),
-    [("", None), ("2x8", (2, 8)), (" 4X4", (4, 4)), ("6:5", (4, 4)), ("4:3", (3, 5)), ("3:4", (5, 3)), ("0.6:1", (5, 3)), ("20:1", (2, 8)), ("wide", (3, 5)), ("tall", (5, 3)), ("Square", (4, 4))],
+    [("", None), ("2x8", (2, 8)), (" 4X4", (4, 4)), ("6:5", (4, 4)), ("4:3", (3, 5)), ("3:4", (5, 3)), ("0.6:1", (5, 3)), ("20:1", (2, 8)),
+     ("wide", (3, 5)), ("tall", (5, 3)), ("Square", (4, 4))],
 )  # fmt: skip
 def test_a_shape_is_the_nearest_grid(aspect, grid):
     assert grid_of(aspect, V) == grid

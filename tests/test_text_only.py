@@ -29,9 +29,11 @@ def rows(first: int, count: int) -> list[dict[str, str]]:
 
 def settings(out: Path, base: Path, table: Path, **words) -> dict:
     return {
-        "out": str(out), "start": str(base), "threads": 1, "tracking": {"kind": "none"}, "generator": {"dropout": 0.0}, "adapter": {"rank": 4, "alpha": 8.0},
+        "out": str(out), "start": str(base), "threads": 1, "tracking": {"kind": "none"}, "generator": {"dropout": 0.0},
+        "adapter": {"rank": 4, "alpha": 8.0},
         "words": {"train": str(table), "val": str(table.with_name("val.tsv")), "register": "studio", **words},
-        "train": {"steps": 30, "batch_size": 8, "precision": "no", "lr": 0.02, "warmup_steps": 2, "weight_decay": 0.0, "ema_decay": 0.5, "log_every": 5, "eval_every": 15},
+        "train": {"steps": 30, "batch_size": 8, "precision": "no", "lr": 0.02, "warmup_steps": 2, "weight_decay": 0.0, "ema_decay": 0.5,
+            "log_every": 5, "eval_every": 15},
     }  # fmt: skip
 
 

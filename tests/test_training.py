@@ -54,7 +54,7 @@ def test_a_result_of_other_settings_is_refused_by_the_setting_that_differs(finis
 
 
 def test_a_runs_own_record_is_a_config_to_go_on_with(finished, tmp_path):
-    """`train.py --config runs/mine/config.yaml start=runs/mine out=runs/more`: no YAML has to be looked for that has the checkpoint's shape."""
+    """`train.py --config runs/mine/config.yaml start=runs/mine out=runs/more`: no YAML of the checkpoint's shape has to be looked for."""
     out = tmp_path / "more"
     run_stages(finished[1] / "config.yaml", f"start={finished[1]}", "train.steps=2", f"out={out}")
     before, after = (tokun.load(folder).generator.state_dict() for folder in (finished[1], out))

@@ -197,8 +197,9 @@ def test_the_command_prints_the_table(written, tmp_path, capsys):
 @pytest.mark.slow
 @needs("torchmetrics", reason="the extra eval is not installed")
 def test_the_room_makes_sheets_of_every_source_and_goes_on_where_it_was(checkpoint_folder, toy_shards, tmp_path, monkeypatch):
-    arguments = ["--checkpoint", str(checkpoint_folder), "--shards", str(toy_shards), "--only", "viewer", "--viewer-n", "3", "--n-samples", "8",
-                 "--viewer-of", "generated,reconstructions,originals,prompted", "--seed", "2", "--out", str(tmp_path)]  # fmt: skip
+    arguments = ["--checkpoint", str(checkpoint_folder), "--shards", str(toy_shards), "--only", "viewer", "--viewer-n", "3",
+                 "--n-samples", "8", "--viewer-of", "generated,reconstructions,originals,prompted", "--seed", "2",
+                 "--out", str(tmp_path)]  # fmt: skip
     evaluate.main(arguments)
     figures = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))["figures"]["viewer"]
     assert [figure["value"] for figure in figures] == [3, 3, 3, 3]

@@ -42,10 +42,12 @@ def url(tmp_path_factory):
         port = probe.getsockname()[1]
     log = tmp_path_factory.mktemp("vllm") / "log"
     settings = {
-        "PYTHONPATH": str(ROOT), "VLLM_USE_V2_MODEL_RUNNER": "0", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": str(ROOT), "VLLM_USE_V2_MODEL_RUNNER": "0", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
     }  # fmt: skip
     command = [
-        str(PYTHON), "-m", "vllm.entrypoints.cli.main", "serve", str(BUNDLED / "generator"), "--dtype", "float32", "--host", "127.0.0.1", "--port", str(port),
+        str(PYTHON), "-m", "vllm.entrypoints.cli.main", "serve", str(BUNDLED / "generator"), "--dtype", "float32", "--host", "127.0.0.1",
+        "--port", str(port),
         "--logits-processors", "tokun.serving.processor:SpanProcessor", "--no-async-scheduling", "--enforce-eager", "--max-num-seqs", "32",
     ]  # fmt: skip
     with open(log, "w") as told, subprocess.Popen(command, cwd=ROOT, env={**os.environ, **settings}, stdout=told, stderr=told) as process:
@@ -76,7 +78,8 @@ def agreeing(ours, theirs) -> float:
 
 @pytest.mark.parametrize(
     "wish",
-    [{"aspect": "8x16"}, {"aspect": "24x16", "register": "era"}, {"prompt": "A ship in a storm", "aspect": "wide"}, {"text_guidance_scale": 1, "aspect": "8x16"}],
+    [{"aspect": "8x16"}, {"aspect": "24x16", "register": "era"}, {"prompt": "A ship in a storm", "aspect": "wide"},
+     {"text_guidance_scale": 1, "aspect": "8x16"}],
     ids=["wide", "tall, era", "prompt", "words by the server"],
 )  # fmt: skip
 def test_a_vllm_server_draws_the_tokens_of_sample(models, wish):

@@ -93,8 +93,9 @@ def test_the_wheel_alone_draws_prepares_and_trains(wheel, tmp_path):
         (away / "pictures" / f"{name}.txt").write_text("A ship in a storm, seen from the shore.")
     tokun("prepare", "pictures", "--style", "engraving", "--out", "shards", "--min-side", "32", "--workers", "1")
     assert list((away / "shards").glob("*.tar"))
-    small = ("data.toy=64", "image_tokenizer_train.steps=2", "train.steps=2", "image_tokenizer_train.min_usage=0", "image_tokenizer_train.min_perplexity=0",
-             "image_tokenizer_train.min_psnr=0", "image_tokenizer_train.perceptual=none", "tracking.kind=none", "train.compile=false", "train.sample_every=100")  # fmt: skip
+    small = ("data.toy=64", "image_tokenizer_train.steps=2", "train.steps=2", "image_tokenizer_train.min_usage=0",
+             "image_tokenizer_train.min_perplexity=0", "image_tokenizer_train.min_psnr=0", "image_tokenizer_train.perceptual=none",
+             "tracking.kind=none", "train.compile=false", "train.sample_every=100")  # fmt: skip
     tokun("train", "--config", "tiny", *small)
     assert "tokun info" not in tokun("info", "runs/tiny") and (away / "runs" / "tiny" / "checkpoint" / "vocabulary.json").is_file()
 
