@@ -36,6 +36,7 @@ from data_tools.readers.stored_pairs import (
     read_record,
 )
 from tokun.data import captions as captions_of_data
+from tokun.data.sample_record import plain_of
 from tokun.data.shards import IMAGE_SUFFIXES as IMAGE_EXTENSIONS
 from tokun.render.grids import captioned_grid
 from tokun.utils import console
@@ -107,14 +108,14 @@ def count_pair(inventory: Inventory, pair: StoredPair, *, verify: bool, keep: bo
             inventory.formats[head[0]] += 1
             inventory.sizes.append(head[1])
         if image is not None and keep:
-            inventory.sheet.append((image, captions_of_data.plain_of(record)))
+            inventory.sheet.append((image, plain_of(record)))
     codes = read_codes(pair, damaged)
     if codes is not None:
         inventory.code_counts += np.bincount(codes.ravel(), minlength=2**16)
         inventory.views[codes.shape] += 1
         count_grid(inventory, pair, record.get("grid"), codes.shape[1])
     if record:
-        caption = captions_of_data.plain_of(record)
+        caption = plain_of(record)
         inventory.characters.append(len(caption))
         inventory.words.append(len(caption.split()))
         if text := inventory.seen.add(record):

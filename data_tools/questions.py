@@ -40,7 +40,7 @@ from data_tools.captioning.run import checked_shards
 from data_tools.readers.stored_pairs import Damage, StoredPair, open_image, read_pairs
 from data_tools.text.main_noun import BEFORE, NUMBERS, Lexicon, tokens_of
 from data_tools.text.yes_or_no import PEOPLE, Shown, is_this, named, with_article
-from tokun.data.captions import plain_of
+from tokun.data.sample_record import plain_of
 from tokun.tokenizers.wordings import SHOWS, SUBJECT
 from tokun.utils import console
 from tokun.utils.console import home_path

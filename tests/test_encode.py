@@ -24,7 +24,7 @@ from data_tools.captioning.captioned_shards import new_record
 from tests.fixtures import square_views
 from tokun import data
 from tokun.config import from_dict, load_config
-from tokun.data.captions import words_of
+from tokun.data.sample_record import words_of
 from tokun.tokenizers.image import ImageTokenizer
 from tokun.training import codes as stage
 from tokun.training.codes import codes_tasks, encode_shard, encode_shards, run_codes_task

@@ -19,7 +19,8 @@ from data_tools.readers.stored_pairs import StoredPair
 from data_tools.readers.table_files import CAPTION_COLUMNS, PATH_COLUMNS, Table, TableError, caption_column, read_table
 from data_tools.readers.words import kebab, listed_in, odd_caption, texts_in
 from data_tools.text.main_noun import Lexicon
-from tokun.data.captions import gist, is_label, plain_of
+from tokun.data.captions import gist, is_label
+from tokun.data.sample_record import plain_of
 from tokun.data.shards import IMAGE_SUFFIXES
 from tokun.utils.errors import UserError
 

@@ -23,7 +23,8 @@ from data_tools.readers.listing import NOTHING, Guess, Listing, shown
 from data_tools.readers.table_files import CAPTION_COLUMNS, PATH_COLUMNS, TableError, column_name, read_table, separator_in
 from tokun.cli.commands import COMMANDS
 from tokun.config import load_config
-from tokun.data.captions import Texts, alike, plain_of, titles
+from tokun.data.captions import Texts, alike, titles
+from tokun.data.sample_record import plain_of
 from tokun.data.shards import IMAGE_SUFFIXES, ShardIndex
 from tokun.inference.folders import BUNDLED, VOCABULARY
 from tokun.tokenizers.wordings import fitting_tag

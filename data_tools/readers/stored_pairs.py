@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tokun.data import captions as captions_of_data
 from tokun.data import image_files, tars
+from tokun.data.sample_record import plain_of
 from tokun.data.shards import CODES_SUFFIX as CODES
 from tokun.data.shards import IMAGE_SUFFIXES, MADE, Grouped, group, shown_key, without_shards
 from tokun.utils.errors import BadSample, UserError
@@ -115,7 +115,7 @@ def read_record(pair: StoredPair, damaged: list[Damage]) -> dict[str, Any]:
         record = json.loads(pair.members["json"])
         if not isinstance(record, dict):
             raise BadSample("it is not an object")
-        if not isinstance(record.get("caption"), str) and not captions_of_data.plain_of(record):
+        if not isinstance(record.get("caption"), str) and not plain_of(record):
             raise BadSample("it has no caption")
     except (ValueError, RecursionError) as error:
         damaged.append(Damage(pair.shard.name, f"{pair.key}.json", f"invalid JSON: {error}"))

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tokun.data.sample_record import plain_of, text_in, words_of  # noqa: F401
+from tokun.data.sample_record import words_of
 from tokun.data.shards import ShardIndex
 
 MOST_TEXTS = 1000  # distinct captions that are counted

@@ -14,7 +14,7 @@ from PIL import Image
 
 from tokun import data
 from tokun.data import cropping
-from tokun.data.captions import plain_of
+from tokun.data.sample_record import plain_of
 from tokun.inference.image_to_codes import see
 from tokun.inference.model import Pair, Tokun
 from tokun.tokenizers.vocabulary import Tags, tag_word

@@ -12,9 +12,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from tqdm import tqdm
 
+from tokun.data.image_files import open_own_png
 from tokun.inference import bulk
 from tokun.inference.conditional_generation import OWN_SCORES
 from tokun.inference.model import Pair, Tokun
@@ -90,7 +90,6 @@ def _picture(folder: Path, index: int) -> Path:
 
 
 def _pair(record: dict[str, Any], folder: Path, k: int) -> Pair:
-    with Image.open(_picture(folder, k)) as image:
-        image.load()
+    image = open_own_png(_picture(folder, k))
     tags = {**record["tags"], "grid": tuple(record["tags"]["grid"])} if "grid" in record["tags"] else record["tags"]
     return Pair(**{**record, "image": image, "tags": Tags(**tags)})

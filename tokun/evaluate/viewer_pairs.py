@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 from tqdm import tqdm
 
+from tokun.data.image_files import open_own_png
 from tokun.evaluate import viewer
 from tokun.evaluate.doctor import reconstruct
 from tokun.evaluate.figures import Figure, skipped
@@ -88,6 +89,4 @@ def _drawn(case: Case, folder: Path, pair: Shown) -> Image.Image:
         (made,) = case.model.best_of(case.args.seed, 1, case.args.best_of, OWN_SCORES[case.args.reward], prompt=pair.caption)
         with whole_file(path) as aside:
             made.image.save(aside, "PNG")
-    with Image.open(path) as image:
-        image.load()
-    return image
+    return open_own_png(path)

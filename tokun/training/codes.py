@@ -23,7 +23,7 @@ from tokun import data
 from tokun.config import Config
 from tokun.data import cropping, mirror
 from tokun.data.caption_words import RepetitionCounts
-from tokun.data.codes import questions_of
+from tokun.data.sample_record import questions_of
 from tokun.inference.checkpoint_folder import read_settings
 from tokun.inference.folders import SAMPLING, resolve
 from tokun.inference.tags import count_tags

@@ -16,8 +16,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from tokun import data
-from tokun.data.captions import text_in
 from tokun.data.sample_order import rng_for
+from tokun.data.sample_record import text_in
 from tokun.data.tokens import OtherWords, PackedRow, collate
 from tokun.inference.model import Tokun
 from tokun.models import losses

@@ -10,7 +10,7 @@ from typing import Any
 from tokun import data
 from tokun.config import Config
 from tokun.data import captions
-from tokun.data.codes import captions_by_register, questions_of
+from tokun.data.sample_record import captions_by_register, plain_of, questions_of, text_in
 from tokun.inference.folders import TEXT_TOKENIZER
 from tokun.tokenizers.text import PretrainedTextTokenizer, TextTokenizer, normalize
 from tokun.training.initial_checkpoint import starting_model
@@ -77,7 +77,7 @@ def _texts(run: Run, index: data.ShardIndex) -> Iterator[str]:
             continue
         seen.add(tree)
         try:
-            texts = [*captions_of(tree, config).values(), *(captions.text_in(text) for pair in questions_of(tree) for text in pair)]
+            texts = [*captions_of(tree, config).values(), *(text_in(text) for pair in questions_of(tree) for text in pair)]
         except BadSample:
             continue
         yield from texts
@@ -86,5 +86,5 @@ def _texts(run: Run, index: data.ShardIndex) -> Iterator[str]:
 
 def captions_of(tree: dict[str, Any], config: Config) -> dict[str, str]:
     """register -> normalised caption of a sample's JSON, without empty ones. Raises BadSample if `captions` is not a mapping."""
-    found = {**captions_by_register(tree), "plain": captions.plain_of(tree, config.data.caption_key)}
-    return {register: text for register, raw in found.items() if (text := normalize(captions.text_in(raw)))}
+    found = {**captions_by_register(tree), "plain": plain_of(tree, config.data.caption_key)}
+    return {register: text for register, raw in found.items() if (text := normalize(text_in(raw)))}
