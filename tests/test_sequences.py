@@ -158,3 +158,16 @@ def test_no_other_module_puts_ids_together():
 
 def test_codes_in_the_bytes_of_shards_are_taken_as_they_are():
     assert sequences.code_ids(V, np.array(CODES, np.uint16), TAGS) == [V.code_offset + code for code in CODES]
+
+
+def test_a_pair_knows_where_its_written_caption_is_and_codes_become_ids_and_back():
+    joint, prompted = (pack(V, TAGS, CODES, [5, 6]).input_ids for pack in (sequences.pack_joint, sequences.pack_text_to_image))
+    caption = sequences.written_caption(V, joint)
+    assert caption is not None and joint[caption] == [5, 6, V.id("<eoc>")] and sequences.written_caption(V, prompted) is None
+    ids = V.ids_of_codes(torch.tensor(CODES))
+    assert V.codes_of_ids(ids).tolist() == list(CODES) and [i for i in joint if V.is_code(i)] == ids.tolist()
+    assert V.is_code(torch.arange(V.size)).nonzero()[:, 0].tolist() == list(range(V.size))[V.code_range]
+    shown, again = sequences.unconditional_images(V, TAGS.grid, torch.tensor([CODES])), V.bare(TAGS.grid)
+    assert shown.tolist() == [sequences.image_scored(V, again, CODES).input_ids[:-2]]
+    given = sequences.pack_rewrite(V, again, [5], V.registers[0], [6, 7], given=True)
+    assert given.input_ids[given.prompt :] == [6, 7, V.id("<eoc>"), V.id("<eos>")]
