@@ -65,7 +65,7 @@ def test_guided_likelihoods_are_those_of_the_guided_sampler(tiny_model):
     v, slots = model.vocabulary, model.slots
     u = torch.rand(3, slots.size, generator=torch.Generator().manual_seed(0))
     tags = model.choose_tags(u, model.wanted_tags())
-    config = GrpoConfig(guidance_scale=3.0, text_guidance_scale=2.0)
+    config = GrpoConfig(temperature=1.0, text_temperature=1.0, guidance_scale=3.0, text_guidance_scale=2.0)
     how = rollouts.how_of(model, config)
     pairs, _ = model.pairs_from(u, 0, [0, 1, 2], tags, how)
     ids = rollouts.packed(model, pairs, prompted=False)

@@ -229,8 +229,8 @@ def test_the_image_tokenizers_training_begins_with_that_line(tmp_path, capfd):
     ("records", "override", "told"),
     [
         ({"style": "etching"}, "data.style_key=technique",
-         "data.style_key is technique, which is in no record of {train}: the style of each picture is taken instead, as "
-         "data.style_key=style says"),
+         "data.style_key is technique, which is in no record of {train}: the style of each picture is taken instead, as with "
+         "data.style_key=style"),
         ({}, "data.style_key=technique", "no record has a style: no style will be learned. data.style=WORD gives all pictures one"),
         ({"technique": "etching", "style": "prints"}, "data.style_key=technique", ""),
         ({}, "data.style_key=style", ""),

@@ -81,10 +81,13 @@ def captions_by_register(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def questions_of(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The (question, answer) pairs. Raises BadSample if they are malformed."""
-    found = record.get("questions", [])
-    pairs = [(one.get("question"), one.get("answer")) for one in found if isinstance(one, dict)] if isinstance(found, list) else []
-    if not isinstance(found, list) or len(pairs) < len(found) or not all(isinstance(text, str) for pair in pairs for text in pair):
-        raise BadSample("questions is not a list of objects with the texts question and answer")
+    pairs, found = [], record.get("questions", [])
+    for one in found if isinstance(found, list) else [None]:
+        match one:
+            case {"question": str(question), "answer": str(answer)}:
+                pairs.append((question, answer))
+            case _:
+                raise BadSample("questions is not a list of objects with the texts question and answer")
     return pairs
 
 

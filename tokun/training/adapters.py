@@ -262,7 +262,7 @@ def quantized_generator(config: Config, peft: Any) -> Any:
         layer
     ) in generator.modules():  # held-out losses would pack the weights for a kernel without gradients, also for the steps after them
         if hasattr(layer, "support_avx512bf16_for_cpu"):
-            layer.support_avx512bf16_for_cpu = False
+            layer.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
     return peft.prepare_model_for_kbit_training(generator, use_gradient_checkpointing=config.train.gradient_checkpointing)
 
 
