@@ -39,5 +39,5 @@ def test_a_picture_of_several_runs_counts_once_by_its_mean(tmp_path, capsys):
 
 def test_a_run_that_has_not_finished_is_named(tmp_path):
     (tmp_path / "begun").mkdir()
-    with pytest.raises(UserError, match="begun has no scores.npz"):
+    with pytest.raises(UserError, match=r"begun has no scores\.npz"):
         adapters.on_several_books(argparse.Namespace(runs=[tmp_path / "begun"]))
