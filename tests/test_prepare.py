@@ -589,7 +589,7 @@ def test_killed_at_random_moments_the_result_is_that_of_a_run_that_was_not(tmp_p
 
 @pytest.mark.parametrize("there", ["nothing", *(pytest.param(there, marks=pytest.mark.slow) for there in ("the same", "others"))])
 def test_killed_before_any_change_of_the_disk_it_goes_on(tmp_path, there):
-    source, before = many(tmp_path / "in", 1, 5), tmp_path / "before"
+    source, before = many(tmp_path / "in", 1, 4), tmp_path / "before"  # two shards of training, one of validation
     assert run(source, tmp_path / "fresh", "--shard-size", "2") == 0
     if there != "nothing":
         assert run(source, before, "--shard-size", "2" if there == "the same" else "3") == 0
