@@ -329,7 +329,7 @@ def make_parser() -> argparse.ArgumentParser:
     add(
         "--val-by",
         default=default.val_by,
-        help="what stays whole in one split: group (a book, a folder …) or picture (any may be held out) (%(default)s)",
+        help="what stays whole in one split: group (a book, a folder …), or picture, so that any may be held out (%(default)s)",
     )
     add("--seed", type=int, default=default.seed, help="of the split and the order (%(default)s)")
     add("--shard-size", type=int, default=default.shard_size, help="pairs per shard (%(default)s)")

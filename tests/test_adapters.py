@@ -452,7 +452,7 @@ def test_what_an_adapter_cannot_be_is_told_in_one_line(checkpoint_folder, small_
 def test_without_bitsandbytes_a_base_in_few_bits_is_refused_and_the_way_out_named(tmp_path, small_shards, checkpoint_folder, monkeypatch):
     config, overrides = lora(tmp_path, small_shards, checkpoint_folder, "adapter.bits=4")
     monkeypatch.setattr(tuning.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"needs bitsandbytes: pip install bitsandbytes, or adapter\.bits=0"):
+    with pytest.raises(ValueError, match=r"needs bitsandbytes: pip install 'tokun\[bits\]', or adapter\.bits=0"):
         tuning.check(load_config(config, overrides))
 
 

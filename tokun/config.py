@@ -175,8 +175,7 @@ class TrainConfig:
     sample_every: int = 1000  # the captioned grid of the same seeds
     keep_last: int = 2  # trainer states kept
     # number of checkpoints of averaged weights with the lowest held-out loss (image_weight x image loss + text_weight x text loss, at
-    # eval_every) kept in out/best/step-…, each complete, for sample.py and tokun.load; out/checkpoint always holds the last weights. 0:
-    # none
+    # eval_every) kept in out/best/step-…, each complete, for sample.py and tokun.load (0: none); out/checkpoint holds the last weights
     keep_best: int = 0
 
 
@@ -248,7 +247,7 @@ class SamplingOptions:
     top_p: float | None = None  # keep the likeliest tokens that make up this share; 1 is off
     guidance_scale: float | None = None  # of codes by tags and prompt; 1 is off
     text_guidance_scale: float | None = None  # of words by their picture; 1 is off
-    no_repeats: bool | None = None  # no word and no short phrase twice in a row, no word twice that training captions do not repeat
+    no_repeats: bool | None = None  # no word and no short phrase twice in a row, nor a word repeated that training captions rarely repeat
     batch_size: int = 16  # samples drawn together; does not change them
 
 
@@ -294,8 +293,8 @@ class GrpoConfig:
     group_size: int = 8  # pairs that share tags or a prompt and are compared; with learn text: captions of one picture
     minibatches: int = 1  # updates into which a rollout is split …
     epochs: int = 1  # … and passes over them
-    # how rollouts are drawn; 0: as the start is sampled, since what is gained in another way is overshot then. The policy is trained at
-    # these temperatures, and with guidance, which costs a second pass without tags (1: no guidance)
+    # rollouts are drawn, and the policy is trained, with these four; 0: the start's own, since what is gained otherwise is overshot then.
+    # A guidance scale other than 1 costs a second pass. The temperature
     temperature: float = 0.0  # of codes
     text_temperature: float = 0.0  # of words
     guidance_scale: float = 0.0  # of codes

@@ -43,8 +43,8 @@ Readable = Sequence[Any]  # pairs or readings: both have tags, codes, caption_id
 
 
 def reader(asked: RewardConfig, model: Tokun) -> tuple[Tokun, Callable[[Sequence[Pair]], Readable]]:
-    """The model that scores, and how it reads pairs: `model` and the pairs themselves; or the checkpoint `of`, with what it does not know
-    of their tags left out. Raises UserError or FileNotFoundError if it cannot be loaded."""
+    """The model that scores, and how it reads pairs: `model` and the pairs themselves; or the checkpoint `of`, without the tags
+    that it does not know. Raises UserError or FileNotFoundError if it cannot be loaded."""
     if not asked.of:
         return model, lambda pairs: pairs
     other = load(asked.of, device=str(model.device))

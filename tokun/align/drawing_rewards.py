@@ -30,7 +30,7 @@ def likeness_within(asked: RewardConfig, model: Tokun | None = None) -> Callable
 
 
 def shortness(asked: RewardConfig, model: Tokun | None = None) -> Callable[[Sequence[Pair]], list[float]]:
-    """Negative kilobytes of each picture exported at a fixed fineness: at the finest within a limit, each would fill it. A blank page is
+    """Negative kilobytes of each picture exported at a fixed fineness; the finest that fits a limit would always fill it. A blank page is
     the shortest: combine it with a likeness."""
     need("vtracer", extra="svg")
 

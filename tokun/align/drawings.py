@@ -188,7 +188,7 @@ def read(source: str, n: int = 0) -> list[Described]:
 def rows_of(source: str) -> Iterator[tuple[int, list[str]]]:
     """The rows of a TSV with CSV's quotes, each with the number of its first line; empty lines are skipped.
 
-    Raises UserError, with that line, for a quote that is not closed, for text after a closing quote, and for bytes that are not UTF-8.
+    Raises UserError, with that line, for a quote that is not closed and for text after a closing quote; also for bytes that are not UTF-8.
     """
     line = 1
     with open(source, encoding="utf-8-sig", newline="") as file:

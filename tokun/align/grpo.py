@@ -106,7 +106,8 @@ def check(config: Config, world: int) -> None:
         raise UserError("grpo.learn is text, but with grpo.prompts the words are given: set grpo.learn=image, or leave grpo.prompts empty")
     for name, (least, most) in RANGES.items():
         if not least <= getattr(grpo, name) <= most and not (name in rollouts.AS_SAMPLED and getattr(grpo, name) == 0):
-            raise UserError(f"grpo.{name} is {getattr(grpo, name)}; it must be between {least:g} and {most:g}")
+            own = ", or 0 for the start's own" if name in rollouts.AS_SAMPLED else ""
+            raise UserError(f"grpo.{name} is {getattr(grpo, name)}; it must be between {least:g} and {most:g}{own}")
     if config.adapter.rank and (config.adapter.bits or config.adapter.dropout):
         raise UserError("grpo compares with the base and samples from it: set adapter.bits=0 and adapter.dropout=0")
     perturb.changer(grpo.perturb, 0)

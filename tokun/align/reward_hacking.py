@@ -6,9 +6,10 @@ The pairs are compared by rewards, by judges that were not optimised, and as a s
     a reward rose, and its judge did not                hacked
     a reward rose, and there is no judge                not judged
     no reward rose                                      no gain
+    several rewards rose, only some shared judges did   not told apart
 
 A reward's judge is the one that its config names (`judge`); without a name all of them are: one must rise, and none may fall. If several
-rewards without a named judge rose, and only some of the judges did, nobody can say whose rise these saw: not told apart.
+rewards without a named judge rose, and only some of the judges did, it is unclear which reward they confirm.
 
 A rise must be significant: the 95 % bootstrap interval of the mean difference between pairs of one latent is above 0. The report also shows
 whether the pairs are less varied (below nine tenths of before) and whether more of them are near copies of training pictures.

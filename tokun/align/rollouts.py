@@ -31,12 +31,8 @@ if TYPE_CHECKING:
     from tokun.inference.model import Pair, Tokun
 
 ROWS = 64  # pairs drawn together
-AS_SAMPLED = (
-    "temperature",
-    "text_temperature",
-    "guidance_scale",
-    "text_guidance_scale",
-)  # settings that are the start's own where they are 0
+# settings that are the start's own where they are 0
+AS_SAMPLED = ("temperature", "text_temperature", "guidance_scale", "text_guidance_scale")
 
 
 @dataclass(frozen=True)
@@ -117,7 +113,7 @@ def captions_of_pictures(model: Tokun, config: GrpoConfig, u: Tensor, seed: int,
 
 
 def as_sampled(config: GrpoConfig, start: Tokun) -> GrpoConfig:
-    """The settings of how rollouts are drawn, those that are 0 being the start's own; 1 for a start that is sampled at temperature 0."""
+    """The config with temperatures and guidance scales that are 0 replaced by the start's; by 1 if the start's is 0, too."""
     return replace(config, **{name: getattr(config, name) or getattr(start.defaults, name) or 1.0 for name in AS_SAMPLED})
 
 

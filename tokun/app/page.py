@@ -65,7 +65,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--host",
         default="127.0.0.1",
-        help="0.0.0.0 accepts connections from other machines, by this machine's name or address (%(default)s)",
+        help="0.0.0.0 accepts connections from other machines, which use this machine's name or address (default: %(default)s)",
     )
     parser.add_argument("--port", type=int, default=7860, help="(%(default)s)")
     parser.add_argument("--share", action="store_true", help="a public link through Gradio's relay")

@@ -52,9 +52,8 @@ def titles(captions: Mapping[str, int], *, looked_at: str = "") -> str:
     if kept < ALIKE or 2 * short <= kept:
         return ""
     return (
-        f"{short:,} of the {kept:,} captions{looked_at} have fewer than {SENTENCE} words: titles and names teach a model little. A "
-        "sentence that says "
-        "what is seen teaches more (tokun caption, with a captioner, or by hand)."
+        f"{short:,} of the {kept:,} captions{looked_at} have fewer than {SENTENCE} words: titles and names teach a model "
+        "little. A sentence that says what is seen teaches more (tokun caption, with a captioner, or by hand)."
     )
 
 

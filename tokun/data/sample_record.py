@@ -1,4 +1,4 @@
-"""What the record of a sample, KEY.json, may hold, and how each part is read. The only place that knows its keys. Knows no torch.
+"""The record of a sample, KEY.json: what its keys hold, and how those that are trained on are read. Knows no torch.
 
 Readers raise BadSample for a part of the wrong form. Which keys hold caption, style, subject and thing is a setting of `data` in a config.
 """
@@ -10,7 +10,7 @@ from typing import Any
 
 from tokun.utils.errors import BadSample
 
-# what `data_tools.prepare` and `data_tools.caption` write: key -> what it holds. All are optional; training needs a caption
+# key -> what it holds. All are optional; training needs a caption. Others: docs/reference/formats.md
 KEYS = {
     "caption": "text: the caption that came with the picture, or a table's plain one",
     "caption_source": "object: which register the caption was taken from, if it had none of its own",

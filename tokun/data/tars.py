@@ -1,8 +1,7 @@
-"""Tars: the offsets of their files, read from headers alone, thousands of plain ones at once; and files written into them, the same bytes
-each time.
+"""Tars: reads the offsets of files from headers alone, thousands of plain ones at once; writes files, always as the same bytes.
 
-Knows nothing of the files' contents; runs without torch. Why not tarfile, which `webdataset` reads by, too: it makes an object of each
-header, and takes some twenty times as long for the index of a large shard. What is not a plain header is left to it.
+Knows nothing of the files' contents; runs without torch. Why not tarfile, which `webdataset` uses, too: it makes an object of each header
+and takes some twenty times as long to index a large shard. It still reads headers that are not plain.
 """
 
 from __future__ import annotations

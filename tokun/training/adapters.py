@@ -73,7 +73,7 @@ def check(config: Config, *, zero_stage: int = 0) -> None:
     if a.bits not in (0, 4, 8):
         raise UserError(f"adapter.bits is {a.bits}; it must be 8 or 4, or 0 for an unquantized base")
     if a.bits and importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError(f"adapter.bits is {a.bits}, which needs bitsandbytes: pip install bitsandbytes, or adapter.bits=0")
+        raise UserError(f"adapter.bits is {a.bits}, which needs bitsandbytes: pip install 'tokun[bits]', or adapter.bits=0")
     if a.bits and zero_stage == 3:
         raise UserError(
             f"adapter.bits is {a.bits}, and ZeRO stage 3 cannot partition such weights: use configs/deepspeed/zero1.json, or adapter.bits=0"
@@ -258,9 +258,8 @@ def quantized_generator(config: Config, peft: Any) -> Any:
             f"adapter.bits is {config.adapter.bits}, and bitsandbytes does not run here ({first_line(error)}): "
             "update it, or set adapter.bits=0"
         ) from error
-    for (
-        layer
-    ) in generator.modules():  # held-out losses would pack the weights for a kernel without gradients, also for the steps after them
+    # held-out losses would pack the weights for a kernel without gradients, also for the steps after them
+    for layer in generator.modules():
         if hasattr(layer, "support_avx512bf16_for_cpu"):
             layer.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
     return peft.prepare_model_for_kbit_training(generator, use_gradient_checkpointing=config.train.gradient_checkpointing)

@@ -192,7 +192,7 @@ def gain_lines(before: float | None, last: float, noise: float, lowest: tuple[fl
         change = f"the held-out loss{sums} was {before:.4f} before training and is {last:.4f} now"
         if last > before + noise:
             lines.append(
-                f"WARNING: {change}: by it, training has not helped. Try a lower train.lr, or more pictures; look at the samples, too"
+                f"WARNING: {change}: so training has not helped on these pictures. Try a lower train.lr, or more pictures; look at the samples, too"
             )
         elif last >= before - noise:
             lines.append(
@@ -207,7 +207,7 @@ def gain_lines(before: float | None, last: float, noise: float, lowest: tuple[fl
         )
     elif lowest:
         lines.append(
-            f"no step before has a held-out loss lower than the end's {last:.4f}{sums} by more than the noise: "
+            f"no earlier step's held-out loss is lower than the last, {last:.4f}{sums}, by more than the noise: "
             "sample from the end, as above"
         )
     return lines

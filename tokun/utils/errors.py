@@ -27,7 +27,7 @@ class Diverged(UserError, FloatingPointError):
     """The loss or gradient of a training is no longer finite."""
 
 
-# what the system says without a file's name where the machine or the network lacks something; elsewhere such an error is a bug, as EBADF is
+# errors of the machine or the network even if they name no file; any other without a file, such as EBADF, is a bug
 LACKING = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.EACCES,
     errno.EPERM, errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTUNREACH,

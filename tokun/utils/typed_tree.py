@@ -1,8 +1,7 @@
-"""A tree of plain values, as YAML and JSON hold, becomes dataclasses whose fields are checked by their type hints. Knows no setting of its
-own.
+"""Plain values, as from YAML or JSON, become dataclasses, their fields checked by their type hints. Knows no setting.
 
-Why not pydantic: of an unknown key it says "Extra inputs are not permitted", not which one is nearest, and a YAML file needs its own cases
-(`no` for "no", 1e-3 as text); to give its errors these words and catch these cases takes as many lines as `build`, and a dependency more.
+Why not pydantic: for an unknown key it says "Extra inputs are not permitted" and does not name the nearest; YAML needs cases of its own (`no`
+for "no", 1e-3 as text). Adding both takes as many lines as `build`, and one more dependency.
 """
 
 from __future__ import annotations
