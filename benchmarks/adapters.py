@@ -377,8 +377,8 @@ def on_preferences(args: argparse.Namespace) -> None:
         )
     table(["model", f"{chosen.name}_that_chose", *(judge.name for judge in measures[1:]), "pieces_a_caption", "different_captions"], rows)
     print(
-        f"{args.n} preferences of best and worst of {args.best_of}; {record['steps']} steps, {record['seconds']} s; held out "
-        f"{record['val']}"
+        f"{args.n} preferences of best and worst of {args.best_of}; "
+        f"{record['steps']} steps, {record['seconds']} s; held out {record['val']}"
     )
 
 

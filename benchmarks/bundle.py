@@ -68,8 +68,8 @@ TOKENIZER = (
     "perceptual loss by SqueezeNet features."
 )
 SHARPENED = (
-    "Then the decoder alone, encoder and codebook frozen: {steps:,} steps of {recipe[batch_size]} pictures against a discriminator "
-    "(tokun.sharpen)."
+    "Then the decoder alone, encoder and codebook frozen: {steps:,} steps of {recipe[batch_size]} pictures against a "
+    "discriminator (tokun.sharpen)."
 )
 ALIGNED = "From step {step:,} on aligned with SqueezeNet 1.1's features of the pictures (train.align_weight 1)."
 VIEWS = (

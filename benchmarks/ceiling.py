@@ -39,8 +39,8 @@ def main() -> None:
     print(
         f"{judge.n} training pairs, {found.n} held out, {args.side} px, penalty {judge.penalty:g} (first of 16 in a tenth left out: "
         f"{judge.left_out:.1%})\n"
-        f"held out: the own caption first of {recognition.CANDIDATES} in {found.value:.1%} ({found.low:.1%} to {found.high:.1%}; chance "
-        f"{1 / 16:.1%})"
+        f"held out: the own caption first of {recognition.CANDIDATES} in {found.value:.1%} ({found.low:.1%} to "
+        f"{found.high:.1%}; chance {1 / 16:.1%})"
     )
 
 

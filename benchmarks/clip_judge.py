@@ -133,8 +133,8 @@ def fit(
         spent = time.monotonic() - started
         if step % 20 == 0:
             print(
-                f"step {step} loss {loss.item():.3f} (chance {math.log(args.batch_size):.3f}), {spent:.0f} s, {time.process_time():.0f} s "
-                "of CPU",
+                f"step {step} loss {loss.item():.3f} (chance {math.log(args.batch_size):.3f}), {spent:.0f} s, "
+                f"{time.process_time():.0f} s of CPU",
                 flush=True,
             )
         if spent - saved >= SAVE_EVERY:

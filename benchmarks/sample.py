@@ -77,8 +77,8 @@ def main() -> None:
             start, used = time.perf_counter(), processor_seconds()
             if decoder.compile_steps(model, args.compile):
                 print(
-                    f"{shape:>8} {dtype:>9} compiled in {time.perf_counter() - start:.0f} s, {processor_seconds() - used:.0f} s of "
-                    "processor time",
+                    f"{shape:>8} {dtype:>9} compiled in {time.perf_counter() - start:.0f} s, "
+                    f"{processor_seconds() - used:.0f} s of processor time",
                     flush=True,
                 )
             for batch in args.batch:
@@ -255,8 +255,8 @@ def least_seconds(model: Any, vocabulary: Vocabulary, ids: Tensor, limits: dict[
 
 def row(line: dict[str, Any]) -> str:
     return (
-        f"{line['shape']:>8} {line['dtype']:>9} batch {line['batch']:>3}: ours {line['ours']:8.0f} ids/s, generate {line['dynamic']:7.0f} "
-        "(dynamic) "
+        f"{line['shape']:>8} {line['dtype']:>9} batch {line['batch']:>3}: "
+        f"ours {line['ours']:8.0f} ids/s, generate {line['dynamic']:7.0f} (dynamic) "
         f"{line['static']:7.0f} (static), {line['times']:.1f} times the better; {100 * line['bound']:.0f} % of the bound "
         f"({line['bandwidth'] / 1e9:.0f} GB/s read, {line['rate'] / 1e9:.0f} GFLOP/s in large products)"
     )

@@ -287,8 +287,8 @@ class GrpoConfig:
     judges: list[RewardConfig] = field(default_factory=list)  # measured, never optimised: do they rise with the rewards?
     prompts: str = ""  # descriptions to draw, a text file or image shards; empty: pictures and their captions, both from seeds
     eval_prompts: str = ""  # held-out prompts; empty: the last sixteenth of the prompts
-    # which tokens are trained; with prompts only the picture's can be. The others keep near the start (kl), and are drawn as the checkpoint
-    # draws them
+    # which tokens are trained; with prompts only the picture's can be.
+    # The others keep near the start (kl), and are drawn as the checkpoint draws them
     learn: Literal["both", "image", "text"] = "both"
     group_size: int = 8  # pairs that share tags or a prompt and are compared; with learn text: captions of one picture
     minibatches: int = 1  # updates into which a rollout is split …

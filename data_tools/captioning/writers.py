@@ -192,8 +192,8 @@ class ServerWriter(Writer):
             if self.in_a_row >= FAILURES_IN_A_ROW:
                 raise captioners.EndpointRefusal(
                     f"--endpoint {captioners.public_url(self.endpoint.url)}: {FAILURES_IN_A_ROW} consecutive rows without an answer "
-                    f"({error}; {error.message}). Is it running? The same command resumes; --retry-failed also "
-                    "retries these rows"
+                    f"({error}; {error.message}). Is it running? The same command resumes; "
+                    "--retry-failed also retries these rows"
                 )
 
 

@@ -30,7 +30,8 @@ PAGES = (".htm", ".html", ".html.utf8")
 RECOGNISED = (
     "Captions are found in NAME.txt, NAME.caption, NAME.text or NAME.json beside NAME.jpg (NAME.jpg.txt and so on too, in upper or "
     "lower case), and in tables named metadata or captions (.csv, .tsv, .jsonl, .parquet, .json) with a column file_name and a caption "
-    "column; if there is none of these, another table is read if it is the only one. Columns called era, poetic, social and alt are captions of these "
+    "column; if there is none of these, another table is read if it is the only one. "
+    "Columns called era, poetic, social and alt are captions of these "
     "registers. NAME.jpg and NAME.png cannot share a NAME.txt: name it NAME.jpg.txt"
 )
 """The text of --help on caption files."""

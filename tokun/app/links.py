@@ -40,8 +40,8 @@ def link(values: Mapping[str, object], usual: Mapping[str, object] | None = None
 
 
 def read(parameters: Mapping[str, str]) -> dict[str, object]:
-    """The options of a print in an address; empty for an address without any. What should be a number and is not stays text, which `Studio`
-    refuses."""
+    """The options of a print in an address; empty for an address without any.
+    What should be a number and is not stays text, which `Studio` refuses."""
     found: dict[str, object] = {name: parameters[name] for name in TEXTS if name in parameters}
     return {**found, **{name: _number(parameters[name]) for name in NUMBERS if name in parameters}}
 

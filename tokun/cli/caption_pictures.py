@@ -171,6 +171,6 @@ def tell(done: dict[str, list[dict[str, Any]]], unread: dict[str, str], out: Pat
     if any(words[0]["register"] for words in done.values()):
         there = f" ({kept:,} rows that were there are kept as they are)" if kept else ""
         print(
-            f"Correct {out / TABLE}{there}; {out / 'page-001.png'} and so on show the pictures. Then: tokun prepare … --captions "
-            f"{out / TABLE}"
+            f"Correct {out / TABLE}{there}; {out / 'page-001.png'} and so on show the pictures. "
+            f"Then: tokun prepare … --captions {out / TABLE}"
         )

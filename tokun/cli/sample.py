@@ -109,8 +109,8 @@ def write_samples(model: Tokun, args: argparse.Namespace, enlarge: Enlarge) -> N
     """Draw samples of the seed and write each batch as it comes."""
     if args.n > MANY or int(os.environ.get("WORLD_SIZE", 1)) > 1:
         print(
-            f"{args.n} single PNGs, by one process. --shard-size 1000 writes WebDataset shards and a table instead, by all processes of "
-            "torchrun"
+            f"{args.n} single PNGs, by one process. --shard-size 1000 writes WebDataset shards and a table instead, "
+            "by all processes of torchrun"
         )
     options, score = options_of(args), score_of(model, args) if args.best_of > 1 else None
     plan = model.plan(**options)  # for all batches: with a prompt its tags are inferred once

@@ -66,8 +66,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         args.n = 1 if args.image is not None or args.rewrite is not None else 16
     if shards_wanted(args) and (args.svg or args.wandb or args.scale > 1):
         parser.error(
-            f"--{'svg' if args.svg else 'wandb' if args.wandb else 'scale'} has no effect on shards: leave it out, or leave out "
-            "--shard-size"
+            f"--{'svg' if args.svg else 'wandb' if args.wandb else 'scale'} has no effect on shards: "
+            "leave it out, or leave out --shard-size"
         )
     return args
 

@@ -71,8 +71,8 @@ def max_pixels(megapixels: float | None = None) -> int:
         pixels = 0
     if pixels < 1:
         raise UserError(
-            f"{LIMIT if megapixels is None else '--max-megapixels'} is {given!r}; it must be a number of million pixels above 0, such as "
-            "400"
+            f"{LIMIT if megapixels is None else '--max-megapixels'} is {given!r}; "
+            "it must be a number of million pixels above 0, such as 400"
         )
     return pixels
 

@@ -406,7 +406,7 @@ def write_shard(path: Path, samples: Iterable[Mapping[str, Any]], beside: Callab
         os.replace(aside, path)
     except FileNotFoundError as error:
         raise UserError(
-            f"{aside} was removed: another process seems to write to {path.parent} too. Wait for it to finish or stop it, then run this "
-            "again"
+            f"{aside} was removed: another process seems to write to {path.parent} too. "
+            "Wait for it to finish or stop it, then run this again"
         ) from error
     return count

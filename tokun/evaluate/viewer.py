@@ -71,8 +71,8 @@ def ask(pairs: Sequence[Shown], n: int, seed: int) -> list[Question]:
     rest = list({pair.caption: pair for pair in reversed(order) if pair.caption not in on_sheet}.values())[::-1]
     if len(shown) < n or len(rest) < len(LETTERS) - 1:
         raise UserError(
-            f"{len(pairs)} pairs of {len({p.caption for p in pairs})} captions are too few for {n} pictures with wrong captions from "
-            "other pairs: "
+            f"{len(pairs)} pairs of {len({p.caption for p in pairs})} captions are too few for {n} pictures with wrong "
+            "captions from other pairs: "
             f"ask for fewer (--viewer-n), or give more pairs; with {len(LETTERS) * n} no wrong caption is used twice"
         )
     used: Counter[str] = Counter()

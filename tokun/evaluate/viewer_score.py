@@ -71,8 +71,8 @@ def named(pictures: dict[int, dict[str, Any]], names: dict[int, str]) -> list[Fi
         return [skipped("something nameable", "no names were given", len(pictures))]
     if missing := sorted(pictures.keys() - names.keys()):
         raise UserError(
-            f"{len(missing)} of {len(pictures)} pictures have no line of names: {_listed(missing)}. Leave the line empty if nothing can "
-            "be named"
+            f"{len(missing)} of {len(pictures)} pictures have no line of names: {_listed(missing)}. "
+            "Leave the line empty if nothing can be named"
         )
     given = {number: names[number] for number in pictures}
     agree = [bool(words(given[number]) & words(row["options"]["abcd".index(row["right"])])) for number, row in pictures.items()]

@@ -124,8 +124,8 @@ def encode_whole(model: Tokun, picture: Picture) -> tuple[list[int], cropping.Gr
 
 
 def framed(model: Tokun, picture: Picture, largest: int = 1) -> Image.Image:
-    """What the model sees of a picture -> 'L' or 'RGB', with up to `largest` times the pixels of its grid's pictures, if the picture has as
-    many."""
+    """What the model sees of a picture -> 'L' or 'RGB', with up to `largest` times the pixels of its grid's pictures,
+    if the picture has as many."""
     downsample = model.image_tokenizer.config.downsample
     image = open_picture(picture, model.image_tokenizer.config.image_channels)
     rows, columns = model.grids[cropping.nearest_grid(*image.size, model.grids)]

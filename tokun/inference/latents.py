@@ -43,8 +43,8 @@ class Slots:
         return TAG_SLOTS + self.n_codes
 
     def given(self, rows: int = 1, *, codes: Tensor | None = None, text: Tensor | None = None) -> Tensor:
-        """int64 (rows, size): given ids in the slots that would choose them; -1 if the latent chooses. Codes and text are ids (n,) or
-        (rows, n)."""
+        """int64 (rows, size): given ids in the slots that would choose them; -1 if the latent chooses.
+        Codes and text are ids (n,) or (rows, n)."""
         out = torch.full((rows, self.size), -1)
         for first, ids in ((self.image, codes), (self.text, text)):
             if ids is not None:

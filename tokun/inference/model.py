@@ -346,8 +346,8 @@ class Tokun:
         forced: Tensor | None = None,
         watch: Callable[[Tensor], None] | None = None,
     ) -> sampling.Generated:
-        """`sampling.generate` by this model, for prompts (and their unconditional ones) of one length: pairs, captions, answers, never a
-        question."""
+        """`sampling.generate` by this model, for prompts (and their unconditional ones) of one length:
+        pairs, captions, answers, never a question."""
 
         def on_device(rows: Sequence[Sequence[int]] | None) -> Tensor | None:
             return None if rows is None else torch.tensor(rows, device=self.device)
@@ -386,8 +386,8 @@ class Tokun:
         return self.frequencies(wanted, caption).draw_all(u[:, : latents.TAG_SLOTS].tolist(), wanted)
 
     def frequencies(self, wanted: Tags, caption: Sequence[int] | None = None) -> Frequencies:
-        """How often tags occur together in training; with a caption (text ids), times how well subject and thing fit it: see
-        `prompt_tags`."""
+        """How often tags occur together in training; with a caption (text ids),
+        times how well subject and thing fit it: see `prompt_tags`."""
         if caption is not None and self.base and not any(row[1] for row in self.tag_counts):  # an adapter's pictures had no subjects
             counts = Frequencies(with_subjects_of(self.tag_counts, self.base.tag_counts), self.vocabulary)
             return counts.given(prompt_tags.likelihoods(self, caption, wanted, counts))

@@ -19,8 +19,8 @@ OWN_ID = "PATH-OR-ID"  # placeholder for the model's own name in a card; pushing
 def model_card(
     config: Config, record: dict[str, Any], *, about: str = "", data: str = "", limits: str = "", recipe: str = "", table: str = ""
 ) -> str:
-    """Markdown with the Hub's front matter. `record` is training.json; `table`: the figures of tokun.evaluate; the other texts are written
-    by people."""
+    """Markdown with the Hub's front matter. `record` is training.json; `table`: the figures of tokun.evaluate;
+    the other texts are written by people."""
     m, g, t = config.image_tokenizer, config.generator, config.train
     side = m.image_size // m.downsample
     grids = config.data.grids
@@ -175,7 +175,7 @@ def yaml_line(value: Any) -> str:
 
 
 def public(path: str) -> str:
-    """A path or pattern for others to read: at most the last two parts of an absolute path, without the home folder that it may begin
-    with."""
+    """A path or pattern for others to read: at most the last two parts of an absolute path,
+    without the home folder that it may begin with."""
     parts = ((part, Path(part).parts[3 if part.startswith("/") else 1 :]) for part in path.split(","))
     return ",".join("/".join(below[-2:]) or Path(part).name if part.startswith(("/", "~")) else part for part, below in parts)

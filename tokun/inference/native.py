@@ -225,8 +225,8 @@ class PackedMatrix:
 
 
 class Weights:
-    """The weights of a Qwen3 in the program's layout. `layers`: (query, key and value; out; gate and up; down; weights of the heads' norms)
-    of each."""
+    """The weights of a Qwen3 in the program's layout. `layers`: (query, key and value; out; gate and up; down;
+    weights of the heads' norms) of each."""
 
     def __init__(self, config: Any, layers: Iterable[tuple[Tensor, ...]], embedding: Tensor, head: Tensor):
         sizes = config.hidden_size, config.num_attention_heads * config.head_dim, config.intermediate_size
@@ -264,8 +264,8 @@ class Weights:
         return first
 
     def new_cache(self, rows: int, capacity: int) -> Tensor:
-        """A cache of keys and values for `rows` rows of up to `capacity` ids: (layers, rows, 2 * kv heads, …). Unwritten parts are never
-        read."""
+        """A cache of keys and values for `rows` rows of up to `capacity` ids: (layers, rows, 2 * kv heads, …).
+        Unwritten parts are never read."""
         return torch.empty(len(self.layers), rows, 2 * self.kv_heads, -(-capacity // PLACES) * PLACES * self.width, dtype=self.dtype)
 
     def step(self, ids: Tensor, place: int, rows: CachedRows) -> Tensor:
@@ -313,8 +313,8 @@ class Weights:
     ) -> tuple[Tensor, Tensor]:
         """Generate each row to its end from position `place`: (ids (B, n) int64, -1 after the end, the nats of its texts (B,) float64).
 
-        tables: `grammar.Tables`, with `allowed` and `ruled` for the part's ids. u (B, slots) float32; states, lengths (B,) int64 are
-        updated."""
+        tables: `grammar.Tables`, with `allowed` and `ruled` for the part's ids.
+        u (B, slots) float32; states, lengths (B,) int64 are updated."""
         hidden, u, head, tables = hidden.contiguous(), u.float().contiguous(), self.head_of(part), [table.contiguous() for table in tables]
         most = rows.capacity - place
         ids, nats = torch.full((len(u), most), -1), torch.zeros(len(u), dtype=torch.float64)

@@ -92,8 +92,8 @@ def clicked(better: Sequence[Pair], worse: Sequence[Pair]) -> list[tuple[Pair, P
 
 
 def compared(chosen: Pair, rejected: Pair) -> tuple[Pair, Pair]:
-    """Two pairs of which one was preferred. If their prompts differ, they are compared as pairs of picture and words, as if neither had
-    been prompted."""
+    """Two pairs of which one was preferred. If their prompts differ, they are compared as pairs of picture and words,
+    as if neither had been prompted."""
     if _wish(chosen) == _wish(rejected):
         return chosen, rejected
     return replace(chosen, prompted=False), replace(rejected, prompted=False)

@@ -96,8 +96,8 @@ class Stream:
         return d.norm(x[:, -1:])
 
     def attend(self, q: Tensor, cache: Tensor, end: int, groups: list[tuple[slice, int]]) -> Tensor:
-        """q (B, T, heads, width), the rows' cache of a layer -> (B, T, heads * width). A group sees its own places from its start to
-        `end`."""
+        """q (B, T, heads, width), the rows' cache of a layer -> (B, T, heads * width).
+        A group sees its own places from its start to `end`."""
         (B, T, H, width), K, first, seen = q.shape, self.decoder.kv_heads, groups[0][0].start, []
         q = q.view(B, K, H // K, width) if T == 1 else q.transpose(1, 2)  # heads that share a key are adjacent: it is read once
         for rows, start in groups:

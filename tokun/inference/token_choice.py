@@ -70,8 +70,8 @@ class DecodingSettings:
 
 @dataclass(frozen=True)
 class Constraints:
-    """Ids that are ruled out although the grammar allows them. They do not affect likelihoods, which are over all ids that the grammar
-    allows."""
+    """Ids that are ruled out although the grammar allows them.
+    They do not affect likelihoods, which are over all ids that the grammar allows."""
 
     forbid: tuple[int, ...] = ()
     """Ids that are never chosen: those of another task, control characters."""

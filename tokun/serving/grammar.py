@@ -63,8 +63,8 @@ class RowState:
 
 
 class RequestGrammar:
-    """The ids that requests to a model may choose. `settings`: how codes and words are chosen, unless a request asks otherwise; guidance
-    is ignored."""
+    """The ids that requests to a model may choose. `settings`: how codes and words are chosen, unless a request asks otherwise;
+    guidance is ignored."""
 
     def __init__(self, vocabulary: Vocabulary, settings: DecodingSettings, constraints: Constraints):
         v = self.vocabulary = vocabulary

@@ -239,8 +239,8 @@ def new_rows(generator: Any, known: Vocabulary, vocabulary: Vocabulary) -> dict[
 
 
 def quantized_generator(config: Config, peft: Any) -> Any:
-    """The base's generator with its matrices in 8 or 4 bits, on this process's GPU or on the CPU. Raises UserError where bitsandbytes does
-    not run."""
+    """The base's generator with its matrices in 8 or 4 bits, on this process's GPU or on the CPU.
+    Raises UserError where bitsandbytes does not run."""
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     four = config.adapter.bits == 4

@@ -56,8 +56,8 @@ def gate(
             )
         raise UserError(
             "the image tokenizer has collapsed or is undertrained: " + "; ".join(problems) + ". A generator cannot be better than its "
-            "codes. Train longer (image_tokenizer_train.steps), use a smaller codebook (image_tokenizer.codebook_size), "
-            f"or {LOWER_GATE}"
+            "codes. Train longer (image_tokenizer_train.steps), "
+            f"use a smaller codebook (image_tokenizer.codebook_size), or {LOWER_GATE}"
         )
 
 

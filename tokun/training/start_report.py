@@ -192,7 +192,8 @@ def gain_lines(before: float | None, last: float, noise: float, lowest: tuple[fl
         change = f"the held-out loss{sums} was {before:.4f} before training and is {last:.4f} now"
         if last > before + noise:
             lines.append(
-                f"WARNING: {change}: so training has not helped on these pictures. Try a lower train.lr, or more pictures; look at the samples, too"
+                f"WARNING: {change}: so training has not helped on these pictures. "
+                "Try a lower train.lr, or more pictures; look at the samples, too"
             )
         elif last >= before - noise:
             lines.append(

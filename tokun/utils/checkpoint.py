@@ -97,8 +97,8 @@ def require_safetensors(folder: Path) -> None:
         pickled = [path for path in sorted(folder.glob("*")) if path.suffix in PICKLES]
     if pickled:
         raise UserError(
-            f"{pickled[0]} is a pickle, which can run any code when it is read: only safetensors are read here. Get a safetensors copy of "
-            "the checkpoint, "
+            f"{pickled[0]} is a pickle, which can run any code when it is read: only safetensors are read here. "
+            "Get a safetensors copy of the checkpoint, "
             "or, if you trust it, convert its weights with safetensors.torch.save_file"
         )
 
@@ -185,8 +185,8 @@ def read_part(path: Path, **options: Any) -> Any:
     except (RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError, FileNotFoundError) as error:  # a truncated file
         raise UserError(
             f"the trainer state {path.parent} is damaged ({path.name}: {type(error).__name__}: {first_line(error, 200)}). It was "
-            "intact when it was written: check the disk. Delete it, and the same command resumes from the previous state, or from the "
-            "beginning"
+            "intact when it was written: check the disk. Delete it, and the same command resumes from the previous state, "
+            "or from the beginning"
         ) from error
 
 
@@ -270,8 +270,8 @@ def require_same(path: Path, made_with: dict[str, Any], asked: dict[str, Any], *
     if differing:
         shown = "; ".join(differing[:6]) + (f"; and {len(differing) - 6} more" if len(differing) > 6 else "")
         raise UserError(
-            f"{path} was made with other settings ({shown}). Choose another folder with {option}=…, restore the old settings, or delete "
-            f"{path}"
+            f"{path} was made with other settings ({shown}). Choose another folder with {option}=…, "
+            f"restore the old settings, or delete {path}"
         )
 
 

@@ -19,8 +19,8 @@ MODULES = {
     "deepspeed.launcher.launch", "deepspeed.launcher.runner", "torch.distributed.run", "torch.distributed.launch",
     "accelerate.commands.launch",
 }  # fmt: skip
-# waits, at most a minute, until the processes $2, $3 … have ended, and prints $1. The shell that was started ends at once, so no launcher
-# waits for it.
+# waits, at most a minute, until the processes $2, $3 … have ended, and prints $1.
+# The shell that was started ends at once, so no launcher waits for it.
 AFTER = r"""
 alive() {
   state=$(ps -o stat= -p "$1" 2>/dev/null || cut -d ' ' -f 3 "/proc/$1/stat" 2>/dev/null)

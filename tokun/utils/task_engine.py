@@ -107,8 +107,8 @@ class ProcessEngine(TaskEngine):
         except BrokenProcessPool as error:
             numbers = ", ".join(str(number) for number in sorted(waiting.values())[:4])
             raise WorkerDied(
-                f"a worker process died in one of the tasks {numbers}, perhaps because memory ran out: run again with --workers 1, "
-                "which resumes"
+                f"a worker process died in one of the tasks {numbers}, perhaps because memory ran out: "
+                "run again with --workers 1, which resumes"
             ) from error
 
     @staticmethod

@@ -1,7 +1,7 @@
 """Plain values, as from YAML or JSON, become dataclasses, their fields checked by their type hints. Knows no setting.
 
-Why not pydantic: for an unknown key it says "Extra inputs are not permitted" and does not name the nearest; YAML needs cases of its own (`no`
-for "no", 1e-3 as text). Adding both takes as many lines as `build`, and one more dependency.
+Why not pydantic: for an unknown key it says "Extra inputs are not permitted" and does not name the nearest; YAML needs cases of its own
+(`no` for "no", 1e-3 as text). Adding both takes as many lines as `build`, and one more dependency.
 """
 
 from __future__ import annotations
