@@ -286,16 +286,16 @@ def test_a_held_out_set_that_cannot_tell_steps_apart_is_told_with_how_many_would
     [
         (6.0, 6.06, None,
          ["WARNING: the held-out loss (image + text) was 6.0000 before training and is 6.0600 now (image + text): "
-          "by it, training has not helped"]),
+          "so training has not helped on these pictures"]),
         (6.0, 6.04, None, ["a difference within the noise (0.05 nats): held-out pictures do not show yet that it has learned"]),
         (6.0, 5.96, None, ["a difference within the noise (0.05 nats)"]),
         (6.0, 5.94, (5.93, 20),
          ["is 5.9400 now, a fall by more than the noise (0.05 nats)",
-          "no step before has a held-out loss lower than the end's 5.9400 (image + text) by more"]),
+          "no earlier step's held-out loss is lower than the last, 5.9400 (image + text), by more"]),
         (6.0, 5.94, (5.88, 20),
          ["a fall by more than the noise",
           "lowest held-out loss 5.8800 at step 20 (image + text), below the end's 5.9400. To sample from it instead:"]),
-        (None, 5.94, (6.1, 20), ["no step before has a held-out loss lower than the end's 5.9400"]), (None, 5.94, None, []),
+        (None, 5.94, (6.1, 20), ["no earlier step's held-out loss is lower than the last, 5.9400"]), (None, 5.94, None, []),
     ],
 )  # fmt: skip
 def test_the_end_of_a_training_says_what_the_losses_tell_beyond_their_noise_and_no_more(before, last, lowest, told):
