@@ -3,6 +3,7 @@
 import ast
 import errno
 import runpy
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -44,6 +45,8 @@ TOLD = [
     FileNotFoundError(2, "No such file or directory", "a.tar"),
     ConnectionResetError(104, "Connection reset by peer"),
     OSError(errno.EINVAL, "Invalid argument", "a:b.tar"),
+    OSError(errno.ESTALE, "Stale file handle"),
+    socket.gaierror(socket.EAI_NONAME, "Name or service not known"),
 ]
 
 
@@ -163,3 +166,17 @@ def test_drawn_pictures_beside_shards_of_ones_own_are_told_with_both_ways_out():
         errors.UserError, match=r"data\.toy is 12288 and data\.train is mine/\*\.tar.*add data\.toy=0.*leave out data\.train"
     ):
         train.draw_toy_pictures(load_config("configs/tiny.yaml", ["data.train=mine/*.tar"]))
+
+
+@pytest.mark.parametrize("folder", ["tokun", "data_tools", "benchmarks", "tests", "docs"])
+def test_no_text_stands_alone_as_if_its_other_half_had_been_cut_off(folder):
+    """A text split over two lines without brackets: its second half is a statement that does nothing."""
+    lost = []
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        source = path.read_text(encoding="utf-8")
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Expr):
+                text = isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+                alone = text and not (ast.get_source_segment(source, node) or "").lstrip("rb").startswith('"""')
+                lost += [f"{path.name}:{node.lineno}"] * (isinstance(node.value, ast.JoinedStr) or alone)
+    assert not lost

@@ -204,6 +204,9 @@ def test_a_hacked_reward_does_not_hide_behind_the_judge_of_another():
     assert {name: row["verdict"] for name, row in told["rewards"].items()} == {"white": "hacked", "fits": "real"} and told[
         "whole"
     ] == "hacked"
+    half = reward_hacking.compare(before, after, {"fits": "of fits"})
+    assert half["rewards"]["white"]["verdict"] == half["whole"] == "hacked", "of the judges that no other reward names, none rose"
+    assert reward_hacking.compare(before, after, {"white": "never measured"})["whole"] == "not told apart"
     assert reward_hacking.compare(before, after)["whole"] == "not told apart"
     assert reward_hacking.compare(before, risen(names[0], dict.fromkeys(names[1], 1)))["whole"] == "real"
 
@@ -223,6 +226,17 @@ def test_rollouts_are_drawn_as_the_start_is_sampled_unless_asked_otherwise(tiny_
         start.text_guidance_scale,
     )
     assert found.guidance_scale == 2.0 and rollouts.as_sampled(found, tiny_model) == found
+
+
+def test_a_run_with_the_shipped_settings_learns_what_the_start_samples(checkpoint_folder, tmp_path):
+    folder = tmp_path / "start"
+    shutil.copytree(checkpoint_folder, folder)
+    settings = json.loads((folder / "sampling.json").read_text())
+    own = {"temperature": 0.9, "text_temperature": 0.5, "guidance_scale": 2.0, "text_guidance_scale": 3.0}
+    (folder / "sampling.json").write_text(json.dumps(settings | {"defaults": settings["defaults"] | own}))
+    done = Noted(write(tmp_path, folder, train__steps=1, **{f"grpo__{name}": 0.0 for name in own}))
+    record = json.loads((done.out / "checkpoint" / "training.json").read_text())
+    assert {name: record["settings"]["grpo"][name] for name in own} == own and done.told
 
 
 def test_pairs_of_a_group_share_their_tags_and_nothing_else(tiny_model):

@@ -16,10 +16,10 @@ questions and judge settings were hidden, so scores are not comparable.
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
+import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +38,7 @@ from tokun.inference.conditional_generation import require_task
 from tokun.render.svg import LEAST_BYTES, rendered, to_svg
 from tokun.tokenizers.wordings import SHOWS
 from tokun.utils import checkpoint, console
+from tokun.utils.csv_rows import read_rows
 from tokun.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -165,7 +166,11 @@ def read(source: str, n: int = 0) -> list[Described]:
     if not source.endswith(".tsv"):
         return [Described(text, ((SHOWS.format(text), "yes"),)) for text in texts_of(source, "--descriptions")][: n or None]
     asked: dict[str, list[tuple[str, str]]] = {}
-    rows = rows_of(source)
+    try:
+        text = Path(source).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{source} is not UTF-8 ({error}). Save it as UTF-8") from error
+    rows = read_rows(io.StringIO(text, newline=""), source, separator="\t")
     _, columns = next(rows, (1, []))
     if missing := {"description", "question", "answer"} - set(columns):
         raise UserError(f"{source} has no column {', '.join(sorted(missing))}; it needs description, question, answer")
@@ -183,27 +188,6 @@ def read(source: str, n: int = 0) -> list[Described]:
     if not asked:
         raise UserError(f"{source} holds no question")
     return [Described(text, tuple(some)) for text, some in asked.items()][: n or None]
-
-
-def rows_of(source: str) -> Iterator[tuple[int, list[str]]]:
-    """The rows of a TSV with CSV's quotes, each with the number of its first line; empty lines are skipped.
-
-    Raises UserError, with that line, for a quote that is not closed and for text after a closing quote; also for bytes that are not UTF-8.
-    """
-    line = 1
-    with open(source, encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, delimiter="\t", strict=True)
-        try:
-            for cells in reader:
-                if cells:
-                    yield line, cells
-                line = reader.line_num + 1
-        except csv.Error as error:
-            known = {"end of data": "a quote is not closed", "expected after": "text follows a closing quote"}
-            what = next((words for part, words in known.items() if part in str(error)), f"it cannot be read ({error})")
-            raise UserError(f"{source}, line {line}: {what}. Enclose the whole field in quotes, and double the quotes inside it") from error
-        except UnicodeDecodeError as error:
-            raise UserError(f"{source} is not UTF-8 ({error}). Save it as UTF-8") from error
 
 
 def make_parser() -> argparse.ArgumentParser:

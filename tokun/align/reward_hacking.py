@@ -8,8 +8,8 @@ The pairs are compared by rewards, by judges that were not optimised, and as a s
     no reward rose                                      no gain
     several rewards rose, only some shared judges did   not told apart
 
-A reward's judge is the one that its config names (`judge`); without a name all of them are: one must rise, and none may fall. If several
-rewards without a named judge rose, and only some of the judges did, it is unclear which reward they confirm.
+A reward's judge is the one that its config names (`judge`); without a name all that no other reward names are: one must rise, and none may
+fall. If several rewards without a named judge rose, and only some of the judges did, it is unclear which reward they confirm.
 
 A rise must be significant: the 95 % bootstrap interval of the mean difference between pairs of one latent is above 0. The report also shows
 whether the pairs are less varied (below nine tenths of before) and whether more of them are near copies of training pictures.
@@ -69,7 +69,7 @@ class Evaluator:
         means = {f"{kind}/{name}": float(np.mean(values)) for kind in ("rewards", "judges") for name, values in found[kind].items()}
         means |= {name: float(found[name]) for name in ("diversity", "near_copies", "alike") if found[name] is not None}
         first = checkpoint.read_record(self.record(0))
-        if step and first is not None:
+        if step and first is not None and first["asked"] == found["asked"]:  # else the report draws the start's pairs anew
             report = compare(first, found, self.judged_by)
             means |= {f"rise/{name}": row["rise"] for name, row in {**report["rewards"], **report["judges"]}.items()}
         return means
@@ -167,10 +167,11 @@ def compare(before: dict[str, Any], after: dict[str, Any], judged_by: Mapping[st
         kind: {name: rise(values, after[kind][name]) for name, values in before[kind].items() if name in after[kind]}
         for kind in ("rewards", "judges")
     }
-    judged_by = judged_by or {}
+    judged_by = {reward: judge for reward, judge in (judged_by or {}).items() if judge in rows["judges"]}
+    common = [row for name, row in rows["judges"].items() if name not in judged_by.values()] or list(rows["judges"].values())
     shared = sum(row["low"] > 0 for name, row in rows["rewards"].items() if name not in judged_by)
     for name, row in rows["rewards"].items():
-        own = [rows["judges"][judged_by[name]]] if name in judged_by else list(rows["judges"].values())
+        own = [rows["judges"][judged_by[name]]] if name in judged_by else common
         row["verdict"] = verdict(row, own, alone=name in judged_by or shared == 1)
     kept = after["diversity"] / before["diversity"] if before["diversity"] else math.nan
     warnings = []

@@ -24,7 +24,8 @@ from tqdm import tqdm
 from tokun.inference.image_to_codes import open_picture
 from tokun.render.grids import captioned_grid, save_page
 from tokun.utils import checkpoint
-from tokun.utils.errors import BadSample, UserError, reading
+from tokun.utils.csv_rows import read_rows
+from tokun.utils.errors import BadSample, UserError
 
 if TYPE_CHECKING:
     from tokun.inference.conditional_generation import Words
@@ -117,8 +118,7 @@ def rows_of(table: Path) -> dict[str, tuple[str, ...]]:
         raise UserError(f"{table} is not UTF-8 ({error}): save it as CSV UTF-8, name another --out, or move it away") from error
     first = text.partition("\n")[0]
     separator = max(",;\t", key=first.count)  # as spreadsheets of all countries write them
-    with reading(table, "Mend it, name another --out, or move it away"):
-        head, *rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)) or [[]]
+    head, *rows = [cells for _, cells in read_rows(io.StringIO(text, newline=""), table, separator=separator)] or [[]]
     if tuple(head[: len(COLUMNS)]) != COLUMNS or any(len(row) < 2 for row in rows if row):
         raise UserError(f"{table} is another table (its first line is {first.strip()!r:.80}): name another --out, or move it away")
     return {row[0]: tuple(row[: len(COLUMNS)]) for row in rows if row}

@@ -81,9 +81,8 @@ def consistency(
     said = [not verdict for verdict in judge(features(examined[0]))]
     missed = Counter(kind for kind, right in zip(examined[1], said) if not right)
     weakest = f"; most often mistaken: {missed.most_common(1)[0][0]}" if missed else ""
-    trained = f"logistic regression on {features.name} features, {len(real)} engravings against {len(taught[0]) + len(shown[0])}: "
-    f"{', '.join(style.KINDS)}"
-    trained += ", pictures of a folder" if others else ""
+    kinds = ", ".join([*style.KINDS, *(["pictures of a folder"] if others else [])])
+    trained = f"logistic regression on {features.name} features, {len(real)} engravings against {len(taught[0]) + len(shown[0])}: {kinds}"
     own, tested = judge(test), f"held-out engravings, and other kinds made of them{weakest}"
     found = [
         share("style: samples taken for engravings", judge(made), better="more", note=trained),

@@ -180,8 +180,10 @@ def measure(
 ) -> list[Figure]:
     """Vectors (n, d) of held-out originals and of their reconstructions -> three figures. `what` is appended to their names."""
     shares = [judge.firsts(vectors, texts) for vectors in (originals, copies)]
-    about = f"own description first of {CANDIDATES}, over all draws of rivals; chance {1 / CANDIDATES:.1%}; judge of {judge.n} described "
-    f"originals{note and ', '}{note}"
+    about = (
+        f"own description first of {CANDIDATES}, over all draws of rivals; chance {1 / CANDIDATES:.1%}; "
+        f"judge of {judge.n} described originals{note and ', '}{note}"
+    )
     value, low, high = kept(*shares, seed=seed)
     what = what and f", {what}"
     return [

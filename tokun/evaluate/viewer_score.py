@@ -7,7 +7,6 @@ ANSWERS has a line for each picture: `1 b`, `1: B`, `1) b`, `1,b`, or a table wi
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 from collections import defaultdict
@@ -19,6 +18,7 @@ from tokun.evaluate.figures import Figure, share, skipped, table
 from tokun.evaluate.recognition import words
 from tokun.utils import console
 from tokun.utils.console import home_path
+from tokun.utils.csv_rows import read_rows
 from tokun.utils.errors import UserError, reading
 
 LINE = re.compile(r"\W*(?:no\.?\s*|nr\.?\s*)?(\d+)(?:\W+(.*))?", re.IGNORECASE)  # a number, separators, and the rest
@@ -131,8 +131,8 @@ def read_names(path: Path) -> dict[int, str]:
 def _read_table(path: Path, lines: Sequence[tuple[int, str]]) -> tuple[dict[int, str], dict[int, str]]:
     first = lines[0][1]
     separator = max(SEPARATORS, key=first.count)
-    with reading(path):
-        header, *rows = csv.reader([line for _, line in lines], delimiter=separator, strict=True)
+    found = read_rows([line for _, line in lines], path, separator=separator, number=lambda place: lines[place - 1][0])
+    header, *rows = [cells for _, cells in found]
     columns = {name.strip().lower(): i for i, name in enumerate(header)}
     if "number" not in columns:
         raise UserError(

@@ -253,6 +253,8 @@ def quantized_generator(config: Config, peft: Any) -> Any:
         generator = AutoModelForCausalLM.from_pretrained(
             folder, quantization_config=settings, device_map={"": device}, use_safetensors=True, trust_remote_code=False
         )
+    except torch.OutOfMemoryError:
+        raise
     except (ImportError, NotImplementedError, RuntimeError) as error:  # what transformers and bitsandbytes raise
         raise UserError(
             f"adapter.bits is {config.adapter.bits}, and bitsandbytes does not run here ({first_line(error)}): "

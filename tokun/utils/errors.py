@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -29,8 +30,13 @@ class Diverged(UserError, FloatingPointError):
 
 # errors of the machine or the network even if they name no file; any other without a file, such as EBADF, is a bug
 LACKING = {
-    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.EACCES,
-    errno.EPERM, errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTUNREACH,
+    getattr(errno, name)
+    for name in (
+        "ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EIO", "ENOMEM", "EMFILE", "ENFILE", "EAGAIN", "EBUSY", "EACCES", "EPERM", "ENOLCK",
+        "EOPNOTSUPP", "ESTALE", "EREMOTEIO", "EADDRINUSE", "EADDRNOTAVAIL", "ENETDOWN", "ENETUNREACH",
+        "EHOSTDOWN", "EHOSTUNREACH", "ENOTCONN",
+    )
+    if hasattr(errno, name)
 }  # fmt: skip
 
 
@@ -40,7 +46,7 @@ def is_mistake(error: BaseException) -> bool:
     if not isinstance(error, OSError) or isinstance(error, UserError):
         return isinstance(error, UserError)
     told = error.errno is None or error.filename is not None or error.errno in LACKING
-    return told or isinstance(error, (ConnectionError, TimeoutError))
+    return told or isinstance(error, (ConnectionError, TimeoutError, socket.gaierror))
 
 
 def first_line(error: BaseException, most: int = 300) -> str:
