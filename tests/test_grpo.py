@@ -206,6 +206,10 @@ def test_a_hacked_reward_does_not_hide_behind_the_judge_of_another():
     ] == "hacked"
     half = reward_hacking.compare(before, after, {"fits": "of fits"})
     assert half["rewards"]["white"]["verdict"] == half["whole"] == "hacked", "of the judges that no other reward names, none rose"
+    alone = [{**one, "judges": {"of fits": one["judges"]["of fits"]}} for one in (before, after)]
+    last = reward_hacking.compare(*alone, {"fits": "of fits"})
+    assert {name: row["verdict"] for name, row in last["rewards"].items()} == {"white": "not judged", "fits": "real"}
+    assert last["whole"] == "not judged", "no judge is left for the white page"
     assert reward_hacking.compare(before, after, {"white": "never measured"})["whole"] == "not told apart"
     assert reward_hacking.compare(before, after)["whole"] == "not told apart"
     assert reward_hacking.compare(before, risen(names[0], dict.fromkeys(names[1], 1)))["whole"] == "real"

@@ -139,6 +139,11 @@ def test_an_id_of_another_class_is_refused_at_every_position(made, data):
     assert not accepted_by_unpack(broken) and not accepted_by_tensors(broken, grid_in(ids))
 
 
+def test_of_another_models_tags_those_are_kept_that_are_known_here():
+    assert V.known(Tags("etching", "ships", "none of these", (9, 9), "moth")) == Tags("", "ships", V.default_register, (9, 9), "moth")
+    assert V.known(tags := Tags("engraving", "", "plain", None, "")) == tags
+
+
 def test_tags_stand_once_and_in_one_order():
     codes, names = [0] * 6, ["<style:engraving>", "<subject:ships>", "<thing:moth>", "<register:plain>", "<grid:2x3>"]
     body = sequences.pack_joint(V, Tags(), codes, [5]).input_ids[1:]

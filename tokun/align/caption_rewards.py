@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -48,53 +48,45 @@ def reader(asked: RewardConfig, model: Tokun) -> tuple[Tokun, Callable[[Sequence
     if not asked.of:
         return model, lambda pairs: pairs
     other = load(asked.of, device=str(model.device))
-    v = other.vocabulary
+    v, encode = other.vocabulary, other.text_tokenizer.encode
 
     def read(pairs: Sequence[Pair]) -> list[Reading]:
-        out = []
-        for pair, seen in zip(pairs, see(other, [pair.image for pair in pairs])):
-            t = pair.tags
-            known = {
-                "style": t.style if t.style in v.styles else "", "subject": t.subject if t.subject in v.subjects else "",
-                "thing": t.thing if t.thing in v.things else "",
-                "register": t.register if t.register in v.registers else v.default_register,
-            }  # fmt: skip
-            out.append(
-                Reading(Tags(**known, grid=seen.grid), seen.codes, other.text_tokenizer.encode(pair.caption)[: v.max_text], pair.caption)
-            )
-        return out
+        return [
+            Reading(v.known(replace(pair.tags, grid=seen.grid)), seen.codes, encode(pair.caption)[: v.max_text], pair.caption)
+            for pair, seen in zip(pairs, see(other, [pair.image for pair in pairs]))
+        ]
 
     return other, read
 
 
-def nats_of(model: Tokun, pairs: Readable) -> tuple[list[float], list[float]]:
-    """Nats of each caption alone, and given its picture."""
-    tags, captions = [p.tags for p in pairs], [p.caption_ids for p in pairs]
-    return model.caption_nll(tags, captions), model.caption_nll(tags, captions, [p.codes for p in pairs])
+def parts(pairs: Readable) -> tuple[list[Tags], list[list[int]], list[list[int]]]:
+    """Tags, captions and codes."""
+    return [p.tags for p in pairs], [p.caption_ids for p in pairs], [p.codes for p in pairs]
 
 
 def pmi(asked: RewardConfig, model: Tokun) -> Callable[[Sequence[Pair]], list[float]]:
     """log p(caption | picture) - log p(caption), in nats, by the frozen model: the trained one could inflate its own score."""
     judge, read = reader(asked, model)
-    return lambda pairs: [alone - given for alone, given in zip(*nats_of(judge, read(pairs)), strict=True)]
+    return lambda pairs: judge.pmi(*parts(read(pairs)))
 
 
 def likelihood(asked: RewardConfig, model: Tokun) -> Callable[[Sequence[Pair]], list[float]]:
     """log p(caption | picture), in nats, by the frozen model: high where it is sure of what it has drawn. Favours what is common."""
     judge, read = reader(asked, model)
-
-    def score(pairs: Sequence[Pair]) -> list[float]:
-        found = read(pairs)
-        return [-nats for nats in judge.caption_nll([p.tags for p in found], [p.caption_ids for p in found], [p.codes for p in found])]
-
-    return score
+    return lambda pairs: [-nats for nats in judge.caption_nll(*parts(read(pairs)))]
 
 
 def mmi(asked: RewardConfig, model: Tokun) -> Callable[[Sequence[Pair]], list[float]]:
     """log p(caption | picture) - 1/2 log p(caption), in nats, by the frozen model (weighted maximum mutual information, Li et al. 2016):
     half-way between `pmi` and `likelihood`."""
     judge, read = reader(asked, model)
-    return lambda pairs: [alone / 2 - given for alone, given in zip(*nats_of(judge, read(pairs)), strict=True)]
+
+    def score(pairs: Sequence[Pair]) -> list[float]:
+        tags, captions, codes = parts(read(pairs))
+        alone, given = judge.caption_nll(tags, captions), judge.caption_nll(tags, captions, codes)
+        return [a / 2 - g for a, g in zip(alone, given, strict=True)]
+
+    return score
 
 
 def pmi_first(asked: RewardConfig, model: Tokun) -> Callable[[Sequence[Pair]], list[float]]:

@@ -8,8 +8,9 @@ The pairs are compared by rewards, by judges that were not optimised, and as a s
     no reward rose                                      no gain
     several rewards rose, only some shared judges did   not told apart
 
-A reward's judge is the one that its config names (`judge`); without a name all that no other reward names are: one must rise, and none may
-fall. If several rewards without a named judge rose, and only some of the judges did, it is unclear which reward they confirm.
+The verdict on all rewards is the worst of theirs: a gain is real if that of every reward that rose is. A reward's judge is the one that its
+config names (`judge`); without a name all that no other reward names are: one must rise, and none may fall. If several rewards without a
+named judge rose, and only some of the judges did, it is unclear which reward they confirm.
 
 A rise must be significant: the 95 % bootstrap interval of the mean difference between pairs of one latent is above 0. The report also shows
 whether the pairs are less varied (below nine tenths of before) and whether more of them are near copies of training pictures.
@@ -168,7 +169,7 @@ def compare(before: dict[str, Any], after: dict[str, Any], judged_by: Mapping[st
         for kind in ("rewards", "judges")
     }
     judged_by = {reward: judge for reward, judge in (judged_by or {}).items() if judge in rows["judges"]}
-    common = [row for name, row in rows["judges"].items() if name not in judged_by.values()] or list(rows["judges"].values())
+    common = [row for name, row in rows["judges"].items() if name not in judged_by.values()]
     shared = sum(row["low"] > 0 for name, row in rows["rewards"].items() if name not in judged_by)
     for name, row in rows["rewards"].items():
         own = [rows["judges"][judged_by[name]]] if name in judged_by else common
@@ -181,7 +182,7 @@ def compare(before: dict[str, Any], after: dict[str, Any], judged_by: Mapping[st
         if before[name] is not None and after[name] > before[name] + 1 / before["asked"]["n"]:
             warnings.append(f"more {what}: {after[name]:.1%} (before {before[name]:.1%})")
     found = [row["verdict"] for row in rows["rewards"].values()]
-    whole = next((word for word in ("hacked", "not told apart", "real", "not judged") if word in found), "no gain")
+    whole = next((word for word in ("hacked", "not told apart", "not judged", "real") if word in found), "no gain")
     sets = {name: {"before": before[name], "after": after[name]} for name in ("diversity", "near_copies", "alike")}
     sentence = f"Verdict: {whole}" + (f" ({'; '.join(warnings)})" if warnings else "") + "."
     overall = {"diversity_kept": None if math.isnan(kept) else kept, "warnings": warnings, "whole": whole, "verdict": sentence}

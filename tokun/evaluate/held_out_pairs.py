@@ -96,9 +96,8 @@ def _read(model: Tokun, samples: data.ImageSamples, i: int, style_key: str, subj
     if len(ids) > model.vocabulary.max_text:
         ids = ids[: model.vocabulary.max_text]
         caption = model.text_tokenizer.decode(ids)
-    v = model.vocabulary
     style, subject = tag_word(str(tree.get(style_key, ""))), tag_word(str(tree.get(subject_key, "")))
-    tags = Tags(style if style in v.styles else "", subject if subject in v.subjects else "", "plain", framed.grid)
+    tags = model.vocabulary.known(Tags(style, subject, "plain", framed.grid))
     return {
         "key": samples.index.key(i),
         "image": as_picture(samples.cut(framed, framed.box)),

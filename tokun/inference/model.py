@@ -354,7 +354,7 @@ class Tokun:
 
         return sampling.generate(
             self.generator,
-            sampling.Rules(self.vocabulary, self.slots, how, self.constraints),
+            sampling.Rules(self.vocabulary, self.slots, how, self.constraints_without_repeats if how.text.no_repeats else self.constraints),
             torch.tensor(prompts, device=self.device),
             u.to(self.device),
             unconditional_image=on_device(unconditional_image),
@@ -472,8 +472,13 @@ class Tokun:
 
     @cached_property
     def constraints(self) -> token_choice.Constraints:
-        """Text ids that are never sampled, may not begin a caption, or repeat a word."""
-        return text_token_classes.constraints_of(self.text_tokenizer, self.vocabulary, self.unrepeated_words)
+        """Text ids that are never sampled, or may not begin a caption."""
+        return text_token_classes.constraints_of(self.text_tokenizer, self.vocabulary)
+
+    @cached_property
+    def constraints_without_repeats(self) -> token_choice.Constraints:
+        """The same, and what would repeat a word."""
+        return text_token_classes.without_repeats(self.constraints, self.text_tokenizer, self.vocabulary, self.unrepeated_words)
 
     def encode_text(self, text: str) -> list[int]:
         """Ids of a caption. Raises UserError when it is longer than the model's text spans, or no text."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from tokun.inference.token_choice import Constraints
 from tokun.tokenizers import sequences
@@ -10,13 +11,22 @@ from tokun.tokenizers.text import PretrainedTextTokenizer, TextTokenizer
 from tokun.tokenizers.vocabulary import Vocabulary
 
 
-def constraints_of(
-    tokenizer: TextTokenizer | PretrainedTextTokenizer, vocabulary: Vocabulary, unrepeated_words: Iterable[str] = ()
+def constraints_of(tokenizer: TextTokenizer | PretrainedTextTokenizer, vocabulary: Vocabulary) -> Constraints:
+    """The constraints of pictures with captions, not questions, where words may be repeated."""
+    control, blank = forbidden_text_of(tokenizer, vocabulary)
+    return Constraints((*sequences.other_tasks(vocabulary), *control), tuple(blank))
+
+
+def without_repeats(
+    constraints: Constraints,
+    tokenizer: TextTokenizer | PretrainedTextTokenizer,
+    vocabulary: Vocabulary,
+    unrepeated_words: Iterable[str] = (),
 ) -> Constraints:
-    """The constraints of pictures with captions, not questions. `unrepeated_words`: those that a caption has at most once."""
-    (control, blank), after = forbidden_text_of(tokenizer, vocabulary), after_a_letter(tokenizer, vocabulary)
-    forbid, words = (*sequences.other_tasks(vocabulary), *control), ids_of_words(after, unrepeated_words)
-    return Constraints(forbid, tuple(blank), word_starts(after), marks(after), words)
+    """The same with what `Choice.no_repeats` needs: every piece is decoded once more. `unrepeated_words`: those that a caption has at most
+    once."""
+    after = after_a_letter(tokenizer, vocabulary)
+    return replace(constraints, word_starts=word_starts(after), marks=marks(after), unrepeated=ids_of_words(after, unrepeated_words))
 
 
 def forbidden_text_of(tokenizer: TextTokenizer | PretrainedTextTokenizer, vocabulary: Vocabulary) -> tuple[list[int], list[int]]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from tokun.inference import latents, sampling
 from tokun.inference.checkpoint_folder import read_settings
 from tokun.inference.folders import SAMPLING, TEXT_TOKENIZER, VOCABULARY
-from tokun.inference.text_token_classes import constraints_of
+from tokun.inference.text_token_classes import constraints_of, without_repeats
 from tokun.inference.token_choice import Choice, Constraints, DecodingSettings, repetition_mask, word_numbers
 from tokun.tokenizers.grammar import IMAGE_STATES, START, STATES, TEXT_STATES
 from tokun.tokenizers.text import text_tokenizer_at
@@ -80,7 +80,9 @@ class RequestGrammar:
         v, settings = Vocabulary.load(folder / VOCABULARY), read_settings(folder / SAMPLING)
         d = settings.defaults
         image, text = Choice(d.temperature, d.top_k, d.top_p), Choice(d.text_temperature, 0, d.top_p, d.no_repeats)
-        constraints = constraints_of(text_tokenizer_at(folder / TEXT_TOKENIZER), v, settings.unrepeated_words)
+        tokenizer = text_tokenizer_at(folder / TEXT_TOKENIZER)
+        # a request may ask for no repeats, whatever the checkpoint's default is
+        constraints = without_repeats(constraints_of(tokenizer, v), tokenizer, v, settings.unrepeated_words)
         return cls(v, DecodingSettings(image, text), constraints)
 
     def row(

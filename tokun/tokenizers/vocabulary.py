@@ -159,6 +159,12 @@ class Vocabulary:
         """The fewest tags of a sequence: none, or only the grid (default if None) when there are several grids."""
         return Tags(grid=grid or self.default_grid) if len(self.grids) > 1 else Tags()
 
+    def known(self, tags: Tags) -> Tags:
+        """The tags without those that have no id here; an unknown register becomes the default one. The grid stays."""
+        register = tags.register if tags.register in self.registers else self.default_register
+        kinds = (("style", self.styles), ("subject", self.subjects), ("thing", self.things))
+        return replace(tags, register=register, **{kind: "" for kind, there in kinds if getattr(tags, kind) not in there})
+
     def n_codes(self, prompt: Sequence[int]) -> int:
         """How many codes the picture of a sequence has, by the grid tag in its prompt; without one, by the default grid."""
         kinds = 1 + len(TAG_KINDS)  # after <bos>
