@@ -30,7 +30,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import tokun
 from tokun.config import Config, load_config
-from tokun.inference.conditional_generation import OWN_SCORES
 from tokun.inference.folders import resolve
 from tokun.inference.model import BUNDLED, IMAGE_TOKENIZER, Tokun
 from tokun.inference.model_card import model_card
@@ -126,8 +125,8 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{args.out}: {size / 2**20:.1f} MB of weights")
     if args.out == BUNDLED:
         bundled = tokun.load(device="cpu")
-        chosen = bundled.best_of(42, 16, 8, OWN_SCORES["likelihood"])
-        for name, pairs, more in (("grid", bundled.sample(42, 16), ""), ("chosen", chosen, " --best-of 8 --reward likelihood")):
+        chosen = bundled.best_of(42, 16, bundled.defaults.best_of)
+        for name, pairs, more in (("chosen", chosen, ""), ("grid", bundled.sample(42, 16), " --best-of 1")):
             captioned_grid([pair.image for pair in pairs], [pair.caption for pair in pairs]).save(ROOT / "docs" / f"{name}.png")
             print(f"docs/{name}.png: what sample.py --seed 42 --n 16{more} draws")
 

@@ -90,6 +90,8 @@ def png_that_claims(width: int, height: int) -> bytes:
     [
         *(({"seed": seed}, "seed") for seed in (-1, 2**31, 1.5, float("nan"), float("inf"), "42", None, True, [1])),
         *(({"n": n}, "number of prints") for n in (0, 13, 2.5, "9")),
+        *(({"best": best}, "number of candidates") for best in (0, 17, 2.5, "9", None)),
+        ({"no": 3000, "best": 4}, "number of the print"),
         ({"temperature": 0.0}, "temperature"),
         ({"temperature": 1e9}, "temperature"),
         ({"guidance": 99}, "guidance"),
@@ -289,6 +291,7 @@ def test_a_link_holds_every_option_that_is_not_the_usual_one_and_is_read_back():
         ({"seed": "<script>"}, "seed"),
         ({"seed": "1", "no": "1000000"}, "number of the print"),
         ({"seed": "1", "n": "13"}, "number of prints"),
+        ({"seed": "1", "best": "17"}, "number of candidates"),
         ({"from": "1", "to": "2", "steps": "8", "step": "0"}, "step"),
         ({"temperature": "nan"}, "temperature"),
         ({"style": "cubism"}, "engraving, etching"),
@@ -310,9 +313,32 @@ def test_the_link_of_several_prints_names_the_first_of_them(studio):
     class Gradio:
         skip, Warning = staticmethod(dict), None
 
-    *_, (plate, *_) = Events(Gradio, studio, 1).drawn(7, 2, 3, {}, [])
+    *_, (plate, *_) = Events(Gradio, studio, 1).drawn({"seed": 7, "n": 2, "no": 3}, {}, [])
     (link,) = re.findall(r'class="address" href="([^"]+)"', plate)
     assert links.read(dict(urllib.parse.parse_qsl(link.replace("&amp;", "&")[1:]))) == {"seed": 7, "no": 3, "n": 2}
+
+
+def test_a_chosen_print_is_the_one_that_sample_py_chooses_and_its_link_draws_it_alone(studio, tiny_model):
+    class Gradio:
+        skip, Warning = staticmethod(dict), None
+
+    (one,) = tiny_model.best_of(7, 1, 4)
+    *sketches, (drawn,) = studio.draw(7, 1, best=4)
+    assert tokens([drawn]) == tokens([one]) and all(sketch.candidates == 4 for sketch in sketches)
+    plate, *_ = list(Events(Gradio, studio, 1).draw(7, 1, 4, *[""] * 4, None, "", None, None, None, []))[-1]
+    (link,) = re.findall(r'class="address" href="([^"]+)"', plate)
+    read = links.read(dict(urllib.parse.parse_qsl(link.replace("&amp;", "&")[1:])))
+    assert tokens(list(studio.draw(n=1, **{"no": 0, **read}))[-1]) == tokens([one]) and "best" not in read
+    *_, (plate, *_) = Events(Gradio, studio, 1).drawn({"seed": 7, "n": 2, "no": 1, "best": 4}, {}, [])
+    (link,) = re.findall(r'class="address" href="([^"]+)"', plate)
+    read = links.read(dict(urllib.parse.parse_qsl(link.replace("&amp;", "&")[1:])))
+    assert read == {"seed": 7, "no": 1, "n": 2, "best": 4}
+    assert tokens(list(studio.draw(**read))[-1]) == tokens(tiny_model.best_of(7, 3, 4)[1:])
+
+
+def test_the_sketch_of_a_candidate_says_that_it_is_one(studio):
+    sketch = demo.Sketch(Image.new("L", (64, 64)), "a ship", candidates=4)
+    assert "the first of 4 candidates" in views.sketched(sketch) and "candidates" not in views.sketched(replace(sketch, candidates=1))
 
 
 def test_a_number_of_a_seed_is_drawn_alone_and_is_the_same_pair(studio, tiny_model):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tokun.config import SamplingOptions
-from tokun.inference import adapters, conditional_generation, hub, model, preferences
+from tokun.inference import adapters, candidates, conditional_generation, hub, model, preferences
 from tokun.inference.description import describe, figures, front_matter, of_model, title
 from tokun.inference.sampling_arguments import SamplingArguments
 from tokun.utils.errors import UserError
@@ -56,8 +56,8 @@ def test_type_checkers_know_the_same_options():
 @pytest.mark.parametrize(
     "name, module",
     [*((name, conditional_generation)
-       for name in ("caption", "ask", "rewrite", "complete", "invert", "vary", "score", "interpolate", "best_of")),
-     ("best_and_worst", preferences), ("save_pretrained", hub), ("push_to_hub", hub)],
+       for name in ("caption", "ask", "rewrite", "complete", "invert", "vary", "score", "interpolate")),
+     ("best_of", candidates), ("best_and_worst", preferences), ("save_pretrained", hub), ("push_to_hub", hub)],
 )  # fmt: skip
 def test_a_method_is_the_function_that_its_module_documents(name, module):
     assert getattr(Tokun, name) is getattr(module, name) and getattr(Tokun, name).__doc__

@@ -24,7 +24,7 @@ from tokun.evaluate import captions as caption_figures
 from tokun.evaluate import distances, doctor, features, images, memorisation, recognition, stored_samples, style
 from tokun.evaluate.figures import Figure, as_dict, share, skipped, table
 from tokun.evaluate.held_out_pairs import described, framed_for, read_captions, read_pairs
-from tokun.inference.conditional_generation import OWN_SCORES
+from tokun.inference.candidates import OWN_SCORES
 from tokun.models.losses import SQUEEZENET_URL
 from tokun.render.grids import to_pil
 from tokun.tokenizers import sequences
@@ -309,7 +309,7 @@ def test_choices_by_likelihood_are_those_the_model_is_surest_of(tiny_model, tmp_
 def test_mutual_information_counts_half_of_how_usual_a_caption_is(tiny_model):
     pairs = tiny_model.sample(1, n=4)
     given, alone = [-p.caption_nll for p in pairs], [-p.caption_nll - p.pmi for p in pairs]
-    assert OWN_SCORES["mmi"](pairs) == pytest.approx([a - b / 2 for a, b in zip(given, alone)])
+    assert OWN_SCORES["mmi"](tiny_model, pairs) == pytest.approx([a - b / 2 for a, b in zip(given, alone)])
 
 
 def test_samples_of_another_seed_are_refused(tiny_model, tmp_path):

@@ -51,7 +51,9 @@ def write(out, n, *, drawing=draw, **asked):
 
 def test_more_than_a_thousand_samples_are_single_pictures_unless_shards_are_asked_for(tmp_path, monkeypatch, capsys):
     """More than 1,000 switched to shards unasked."""
-    model = SimpleNamespace(plan=lambda **options: None, draw=lambda seed, indices, plan: draw(indices))
+    model = SimpleNamespace(
+        plan=lambda **options: None, draw=lambda seed, indices, plan: draw(indices), defaults=SimpleNamespace(best_of=1)
+    )
     monkeypatch.setattr(sample.tokun, "load", lambda *arguments, **options: model)
     monkeypatch.setattr(sample.bulk, "identity", lambda model: {})
     sample.main(["--seed", "3", "--n", "1003", "--batch-size", "500", "--out", str(tmp_path)])

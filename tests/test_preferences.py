@@ -199,12 +199,12 @@ def test_prompted_pictures_are_compared_for_one_prompt_and_their_words_are_not_s
 def test_sample_py_writes_pairs_that_a_run_takes(checkpoint_folder, tmp_path):
     from tokun.cli import sample
 
-    sample.main(
-        ["--checkpoint", str(checkpoint_folder), "--out", str(tmp_path), "--best-of", "3", "--n", "4", "--pairs", str(tmp_path / "p.jsonl")]
-    )
+    written = str(tmp_path / "p.jsonl")
+    common = ["--checkpoint", str(checkpoint_folder), "--out", str(tmp_path)]
+    sample.main([*common, "--best-of", "3", "--n", "4", "--reward", "pmi", "--pairs", written])
     lines = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
     assert len(lines) == 4 and all(line["chosen"]["pmi"] > line["rejected"]["pmi"] for line in lines)
-    with pytest.raises(SystemExit):
+    with pytest.raises(UserError, match="say how many with --best-of"):
         sample.main(["--checkpoint", str(checkpoint_folder), "--pairs", str(tmp_path / "p.jsonl")])
 
 

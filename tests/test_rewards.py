@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from tests.test_clip import tiny_clip
 from tokun.align import caption_rewards, perturb, rewards
 from tokun.config import RewardConfig
-from tokun.inference.conditional_generation import OWN_SCORES
+from tokun.inference.candidates import OWN_SCORES
 from tokun.utils.errors import UserError
 
 
@@ -120,7 +120,7 @@ def test_the_scores_that_pairs_are_drawn_with_are_those_of_the_rewards(tiny_mode
     """`--best-of` takes the former, learning from rewards computes the latter by the frozen model."""
     pairs = tiny_model.sample(3, n=5)
     for kind, score in OWN_SCORES.items():
-        assert made(tiny_model, kind)(pairs) == pytest.approx(score(pairs), abs=1e-3), kind
+        assert made(tiny_model, kind)(pairs) == pytest.approx(score(tiny_model, pairs), abs=1e-3), kind
 
 
 def test_two_rewards_of_a_kind_have_names_of_their_own(tiny_model):

@@ -199,7 +199,8 @@ def test_completion_interpolation_variation_and_choice_write_pairs(checkpoint_fo
     ("arguments", "named"),
     [
         (["--question", "what?"], "--image"), (["--invert", "a.png"], "--caption"), (["--keep", "0,1"], "four numbers"),
-        (["--image", "a.png", "--rewrite", "b"], "not allowed with"), (["--clip", "a:b"], "--best-of"), (["--video"], "--interpolate"),
+        (["--image", "a.png", "--rewrite", "b"], "not allowed with"), (["--clip", "a:b", "--best-of", "1"], "--best-of"),
+        (["--video"], "--interpolate"),
         (["--seed", "x"], "--seed: invalid int value: 'x'"),
         (["--image", "a.png", "--prompt", "a ship"], "--prompt has no effect with --image"),
         (["--image", "a.png", "--temperature", "0.5"], "--temperature has no effect"),

@@ -227,6 +227,7 @@ class SamplingConfig:
     # no word and no phrase of up to six pieces twice in a row, no word twice that training captions hardly ever have twice
     no_repeats: bool = False
     text_guidance_scale: float = 1.0  # of words by their picture; 1: off; above 1, fit to the picture counts for more than fluency
+    best_of: int = 1  # candidates of a sample, of which `sample.py` and `model(seed)` keep the best by NPMI; 1: as it is drawn
 
 
 @dataclass(frozen=True)
@@ -384,7 +385,7 @@ def from_dict(tree: dict[str, Any], *, where: str = "config") -> Config:
 POSITIVE = {
     "steps", "batch_size", "log_every", "eval_every", "save_every", "sample_every", "keep_last", "views", "vocab_size",
     "max_caption_tokens", "image_size", "downsample", "stem", "blocks", "latent_dim", "codebook_size", "codebook_dim", "hidden_size",
-    "num_layers", "num_heads", "num_kv_heads", "head_dim", "minibatches", "epochs", "eval_n",
+    "num_layers", "num_heads", "num_kv_heads", "head_dim", "minibatches", "epochs", "eval_n", "best_of",
 }  # fmt: skip
 # paths in which ~ is expanded, besides `of` and `clip` of rewards and judges. `data.expand_shards` expands lists of shards (data.train,
 # dpo.pairs …) part by part when they are opened

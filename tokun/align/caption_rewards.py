@@ -19,6 +19,7 @@ from tokun.evaluate.captions import loops, unfinished, words
 from tokun.evaluate.coherence import pmi_of
 from tokun.evaluate.held_out_pairs import read_captions
 from tokun.evaluate.recognition import CANDIDATES
+from tokun.inference import candidates
 from tokun.inference.image_to_codes import see
 from tokun.inference.load import load
 from tokun.tokenizers.vocabulary import Tags
@@ -87,6 +88,13 @@ def mmi(asked: RewardConfig, model: Tokun) -> Callable[[Sequence[Pair]], list[fl
         return [a / 2 - g for a, g in zip(alone, given, strict=True)]
 
     return score
+
+
+def npmi(asked: RewardConfig, model: Tokun) -> Callable[[Sequence[Pair]], list[float]]:
+    """The share of the caption's information that the picture explains (`candidates.npmi`), by the frozen model: neither usual nor unusual
+    words gain by being so."""
+    judge, read = reader(asked, model)
+    return lambda pairs: candidates.npmi(judge, read(pairs))
 
 
 def pmi_first(asked: RewardConfig, model: Tokun) -> Callable[[Sequence[Pair]], list[float]]:

@@ -18,7 +18,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,6 +39,7 @@ MAX_SEED = 2**31 - 1
 MAX_PAIRS = 12  # of a sheet, and most steps between two seeds
 TEMPERATURES, GUIDANCES = (0.1, 1.5), (1.0, 6.0)
 MAX_NUMBER = 9999  # of a print among those of its seed
+MAX_CANDIDATES = 16  # of a print
 SIDE = 1024  # pixels of the longer side of an uploaded picture, which is scaled down to that
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 PAUSE = 0.15  # seconds between two sketches
@@ -115,6 +116,8 @@ class Sketch:
 
     image: Image.Image
     caption: str
+    candidates: int = 1
+    """Above 1: it is the first of so many, one of which will be kept."""
 
 
 class Left(Exception):
@@ -208,14 +211,17 @@ class Studio:
         }
         return Wishes(name, options)
 
-    def draw(self, seed: object, n: object, no: object = 0, **wishes: object) -> Iterator[Sketch | list[Pair]]:
-        """Samples no … no + n - 1 of the seed: sketches of the first sample, then all samples."""
+    def draw(self, seed: object, n: object, no: object = 0, best: object = 1, **wishes: object) -> Iterator[Sketch | list[Pair]]:
+        """Samples no … no + n - 1 of the seed, or with `best` so many choices of as many candidates each (`Tokun.best_of`): sketches of the
+        first sample or candidate, then all samples or choices."""
         start, count = whole(seed, 0, MAX_SEED, "seed"), whole(n, 1, MAX_PAIRS, "number of prints")
-        asked = self.wishes(**wishes)
-        numbers = range(first := whole(no, 0, MAX_NUMBER, "number of the print"), first + count)
+        candidates = whole(best, 1, MAX_CANDIDATES, "number of candidates")
+        asked, first = self.wishes(**wishes), whole(no, 0, MAX_NUMBER // candidates, "number of the print")
         model = self.models[asked.adapter]
         plan = model.plan(**asked.options)
-        return self.watched(lambda watch: model.draw(start, numbers, plan, watch=watch), *self.first(start, first, asked, plan))
+        drawn = functools.partial(model.best_of, start, count, candidates, first=first, plan=plan)
+        for news in self.watched(lambda watch: drawn(watch=watch), *self.first(start, first * candidates, asked, plan)):
+            yield replace(news, candidates=candidates) if isinstance(news, Sketch) else news
 
     def between(self, first: object, last: object, steps: object, **wishes: object) -> Iterator[Sketch | list[Pair]]:
         """Pairs on the way from one seed to another: sketches of the first pair, then all pairs."""

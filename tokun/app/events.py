@@ -38,22 +38,20 @@ class Events:
     # --- from seeds ---------------------------------------------------------------------------------------------------
 
     @noticed
-    def draw(self, seed, n, *rest):
+    def draw(self, seed, n, best, *rest):
         """-> plate, current print, history, gallery"""
         *wishes, history = rest
-        yield from self.drawn(seed, n, 0, dict(zip(links.WISHES, wishes)), history)
+        yield from self.drawn({"seed": seed, "n": n, "best": best}, dict(zip(links.WISHES, wishes)), history)
 
-    def drawn(self, seed: object, n: object, no: object, wishes: dict[str, object], history: list[Print]) -> Iterator[Any]:
-        """-> plate, current print, history, gallery"""
+    def drawn(self, numbers: dict[str, object], wishes: dict[str, object], history: list[Print]) -> Iterator[Any]:
+        """-> plate, current print, history, gallery. `numbers`: seed, n, and if not the first print and as drawn, no and best."""
         skip = self.gr.skip()
-        for news in self.studio.draw(seed, n, no, **wishes):
+        for news in self.studio.draw(**numbers, **wishes):
             if isinstance(news, demo.Sketch):
                 yield views.sketched(news), skip, skip, skip
             else:
                 prints = [Print(pair, self.link({"seed": pair.seed, "no": pair.index, **wishes})) for pair in news]
-                sheet = (
-                    prints[0].link if len(news) == 1 else self.link({"seed": news[0].seed, "no": news[0].index, "n": len(news), **wishes})
-                )
+                sheet = prints[0].link if len(news) == 1 else self.link({**numbers, "seed": news[0].seed, "n": len(news), **wishes})
                 yield printed(prints, history, sheet)
                 if len(news) == 1:
                     yield large(prints[0]), skip, skip, skip
@@ -64,6 +62,7 @@ class Events:
         usual = {
             "no": 0,
             "n": 1,
+            "best": 1,
             "adapter": self.studio.usual,
             "register": known.registers[0],
             "guidance": defaults.guidance_scale,
@@ -120,11 +119,12 @@ class Events:
         for name, usual in (("temperature", defaults.temperature), ("guidance", defaults.guidance_scale)):
             form[name] = usual if wishes[name] is None else wishes[name]
         for name, low, high, usual in (
-            ("seed", 0, demo.MAX_SEED, 42), ("no", 0, demo.MAX_NUMBER, 0), ("n", 1, demo.MAX_PAIRS, 1), ("from", 0, demo.MAX_SEED, 42),
+            ("seed", 0, demo.MAX_SEED, 42), ("no", 0, demo.MAX_NUMBER, 0), ("n", 1, demo.MAX_PAIRS, 1),
+            ("best", 1, demo.MAX_CANDIDATES, 1), ("from", 0, demo.MAX_SEED, 42),
             ("to", 0, demo.MAX_SEED, 43), ("steps", 2, demo.MAX_PAIRS, 8), ("step", 1, demo.MAX_PAIRS, 1),
         ):  # fmt: skip
             form[name] = demo.whole(values.get(name, usual), low, high, links.SPOKEN[name])
-        yield {**form, "walk": links.is_walk(values)}
+        yield {**form, "walk": links.is_walk(values), "chosen": "best" in values}
 
     @noticed
     def opened(self, asked, history):
@@ -137,7 +137,7 @@ class Events:
             for plate, current, *rest in self.walked(asked["from"], asked["to"], asked["steps"], some, asked["step"]):
                 yield plate, current, skip, skip, *rest
         else:
-            for found in self.drawn(asked["seed"], asked["n"], asked["no"], wishes, history):
+            for found in self.drawn({name: asked[name] for name in ("seed", "n", "no", "best")}, wishes, history):
                 yield *found, skip, skip, skip
 
     # --- compared -----------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
     ?seed=42&no=3&prompt=A+ship&temperature=0.8      sample 3 of seed 42
     ?seed=42&n=8                                     its samples 0 to 7
+    ?seed=42&n=2&best=8                              of its samples 0 to 7 and 8 to 15 the best one each
     ?from=42&to=43&steps=8&step=3                    the third of eight steps from one seed to another
 
 What is left out has its default. Anybody may have written a link: `demo.Studio` checks its values like those of the form.
@@ -12,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from urllib.parse import urlencode
 
-NUMBERS = ("seed", "no", "n", "from", "to", "steps", "step", "temperature", "guidance")
+NUMBERS = ("seed", "no", "n", "best", "from", "to", "steps", "step", "temperature", "guidance")
 TEXTS = ("prompt", "style", "subject", "thing", "register", "shape", "adapter")
 WISHES = ("prompt", "style", "subject", "thing", "register", "shape", "temperature", "guidance", "adapter")
 
@@ -21,6 +22,7 @@ SPOKEN = {
     "seed": "seed",
     "no": "number of the print",
     "n": "number of prints",
+    "best": "number of candidates",
     "from": "first seed",
     "to": "last seed",
     "steps": "number of steps",
@@ -33,7 +35,7 @@ def link(values: Mapping[str, object], usual: Mapping[str, object] | None = None
     usual = usual or {}
     kept = {
         name: f"{value:.15g}" if isinstance(value, float) else str(value)
-        for name in (*NUMBERS[:7], *WISHES)
+        for name in (*(name for name in NUMBERS if name not in WISHES), *WISHES)
         if (value := values.get(name)) is not None and value != usual.get(name, "")
     }
     return f"?{urlencode(kept)}"

@@ -205,7 +205,12 @@ def from_a_seed(gr: Any, studio: demo.Studio) -> Part:
                     label="Guidance",
                     info="how literal; 1 is off",
                 )
-            count = gr.Slider(1, demo.MAX_PAIRS, 1, step=1, label="Prints of this seed")
+            with gr.Row():
+                count = gr.Slider(1, demo.MAX_PAIRS, 1, step=1, label="Prints of this seed")
+                best = gr.Slider(
+                    1, demo.MAX_CANDIDATES, min(defaults.best_of, demo.MAX_CANDIDATES), step=1, label="Candidates",
+                    info="per print: the model keeps the one that fits its words best", elem_id="candidates",
+                )  # fmt: skip
         draw = gr.Button("Generate", variant="primary", elem_id="generate")
     f = fields
     wishes = [prompt, f.style, f.subject, f.thing, f.register, f.shape, temperature, guidance, adapter]
@@ -214,6 +219,7 @@ def from_a_seed(gr: Any, studio: demo.Studio) -> Part:
         seed=seed,
         dice=dice,
         count=count,
+        best=best,
         prompt=prompt,
         tags=tags,
         temperature=temperature,
@@ -341,7 +347,7 @@ def connect_seeds(gr: Any, events: Events, kept: Part, shown: Part, seeds: Part,
     plate, printed = shown.plate, [shown.plate, kept.current, kept.history, shown.gallery]
     seeds.dice.click(lambda: random.randrange(demo.MAX_SEED + 1), None, seeds.seed, queue=False, **QUIET)
     drawn = [seeds.draw.click, seeds.prompt.submit, seeds.seed.submit]
-    gr.on(drawn, events.draw, [seeds.seed, seeds.count, *seeds.wishes, kept.history], printed, show_progress_on=plate, **LANE)
+    gr.on(drawn, events.draw, [seeds.seed, seeds.count, seeds.best, *seeds.wishes, kept.history], printed, show_progress_on=plate, **LANE)
     ends = [between.first, between.last, between.count, seeds.temperature, seeds.adapter]
     walked = [plate, kept.current, kept.steps, between.step, between.taken]
     between.walk.click(events.walk, ends, walked, show_progress_on=plate, **LANE)
@@ -405,10 +411,11 @@ def connect_links(gr: Any, page: Any, events: Events, kept: Part, shown: Part, s
             return gr.skip()
         counted = [form[name] for name in ("seed", "n", "from", "to", "steps")]
         tab = gr.update(selected="walk" if form["walk"] else "seed")
-        return form, tab, *counted, form["prompt"], form["adapter"], *fields_of(gr, studio, form["adapter"], form)
+        best = form["best"] if form["chosen"] else gr.skip()  # a print's own link has one candidate, which is no wish for the next
+        return form, tab, *counted, best, form["prompt"], form["adapter"], *fields_of(gr, studio, form["adapter"], form)
 
     # queued: only then does Gradio notice that the State has changed
-    page.load(ask, None, [kept.asked, shown.tabs, *numbers, seeds.prompt, seeds.adapter, *fields], **QUIET)
+    page.load(ask, None, [kept.asked, shown.tabs, *numbers, seeds.best, seeds.prompt, seeds.adapter, *fields], **QUIET)
     drawn = [shown.plate, kept.current, kept.history, shown.gallery, kept.steps, between.step, between.taken]
     kept.asked.change(events.opened, [kept.asked, kept.history], drawn, show_progress_on=shown.plate, **LANE)
 

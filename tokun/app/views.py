@@ -64,7 +64,8 @@ def signature(pair: Any) -> str:
 
 
 def sketched(sketch: demo.Sketch) -> str:
-    return f'<div class="plate one drawing">{figure(sketch.image, sketch.caption, "being drawn …", side=SKETCHED)}</div>{links({})}'
+    note = f"the first of {sketch.candidates} candidates …" if sketch.candidates > 1 else "being drawn …"
+    return f'<div class="plate one drawing">{figure(sketch.image, sketch.caption, note, side=SKETCHED)}</div>{links({})}'
 
 
 def links(files: dict[str, str], of: str = "", link: str = "") -> str:

@@ -16,9 +16,9 @@ import torch
 
 import tokun
 from tokun.cli import caption_pictures
-from tokun.cli.sample_options import MANY, OPTIONS, mode_of, parse, shards_wanted, vars_of
+from tokun.cli.sample_options import CHOOSES, MANY, OPTIONS, mode_of, parse, shards_wanted, vars_of
 from tokun.data import image_files
-from tokun.inference import bulk, conditional_generation, picture_files, preferences, sheet
+from tokun.inference import bulk, candidates, conditional_generation, picture_files, preferences, sheet
 from tokun.inference.clip import Clip
 from tokun.inference.picture_files import LISTED
 from tokun.inference.tags import grid_of
@@ -56,6 +56,7 @@ def main(argv: list[str] | None = None) -> None:
     print("sample: loading the model …", file=sys.stderr)
     device = args.device or (f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ and torch.cuda.is_available() else None)
     model = tokun.load(args.checkpoint, device=device, dtype=getattr(torch, args.dtype), compile=args.compile, adapter=args.adapter)
+    args.best_of = candidates_of(model, args)
     if args.image is not None and not caption_pictures.is_one(args.image):
         write_words(model, args)
     elif args.image is not None or args.rewrite is not None:
@@ -77,6 +78,17 @@ def main(argv: list[str] | None = None) -> None:
                     print(f"the original beside them: {args.out / picture_files.SHEET}")
             else:
                 write_samples(model, args, enlarge)
+
+
+def candidates_of(model: Tokun, args: argparse.Namespace) -> int:
+    """--best-of; by default the checkpoint's for single pictures of a seed, 1 for shards and for the other directions."""
+    if args.best_of is not None:
+        return args.best_of
+    if shards_wanted(args) or mode_of(args) != "plain":
+        return 1
+    if model.defaults.best_of == 1 and (named := next((name for name in ("pairs", "clip", "reward") if getattr(args, name)), "")):
+        raise UserError(CHOOSES[named])
+    return model.defaults.best_of
 
 
 def require_file(path: Path, option: str) -> None:
@@ -119,7 +131,7 @@ def write_samples(model: Tokun, args: argparse.Namespace, enlarge: Enlarge) -> N
 
     def draw_batch(indices: range) -> list[Pair]:
         if args.best_of > 1:
-            return conditional_generation.best_of(model, args.seed, len(indices), args.best_of, score, first=indices.start, plan=plan)
+            return candidates.best_of(model, args.seed, len(indices), args.best_of, score, first=indices.start, plan=plan)
         return model.draw(args.seed, indices, plan)
 
     asked = {**options, **chosen, **several, "seed": args.seed}
@@ -220,11 +232,11 @@ def draw(model: Tokun, args: argparse.Namespace) -> list[Pair]:
 
 
 def score_of(model: Tokun, args: argparse.Namespace) -> Callable[[list[Pair]], list[float]] | None:
-    """The score for --best-of; None: PMI."""
-    if not args.reward:
+    """The score for --best-of; None: `candidates.npmi`."""
+    if args.reward in ("", "npmi"):
         return Clip(args.clip, device=str(model.device)).fit if args.clip else None
-    if args.reward in conditional_generation.OWN_SCORES:
-        return conditional_generation.OWN_SCORES[args.reward]
+    if args.reward in candidates.OWN_SCORES:
+        return candidates.own_score(model, args.reward)
     from tokun.align import rewards
 
     asked = replace(rewards.parse(args.reward), max_bytes=args.max_bytes)

@@ -101,9 +101,7 @@ def mistake_in(args: argparse.Namespace, given: list[str]) -> str:
     mistakes = [
         (args.question is not None and args.image is None, "--question is about a picture: name it with --image"),
         (args.invert is not None and not args.caption.strip(), "--invert needs --caption: the latent decides picture and words"),
-        (args.pairs and args.best_of == 1, "--pairs writes the best and the worst of several candidates: say how many with --best-of"),
-        (args.clip and args.best_of == 1, "--clip chooses among several candidates: say how many with --best-of"),
-        (args.reward and args.best_of == 1, "--reward chooses among several candidates: say how many with --best-of"),
+        *((getattr(args, name) and args.best_of == 1, told) for name, told in CHOOSES.items()),
         (args.reward and args.clip, "--clip MODEL is the same as --reward clip=MODEL: give one of them"),
         (args.video and not args.interpolate, "--video shows an interpolation: name its seeds with --interpolate"),
         (idle, f"--{''.join(idle[:1]).replace('_', '-')} has no effect {where_of(mode)}: leave it out"),
@@ -186,7 +184,13 @@ def add_forms(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="write WebDataset shards of N samples and a table instead of single pictures",
     )
-    add("--best-of", type=_positive, default=1, metavar="K", help="for each sample, the best of K candidates by PMI")
+    add(
+        "--best-of",
+        type=_positive,
+        default=None,
+        metavar="K",
+        help="for each sample, the best of K candidates by NPMI; 1: as it is drawn (the checkpoint's; of shards 1)",
+    )
     add(
         "--pairs",
         type=home_path,
@@ -252,6 +256,11 @@ def add_directions(parser: argparse.ArgumentParser) -> None:
     )
 
 
+CHOOSES = {
+    "pairs": "--pairs writes the best and the worst of several candidates: say how many with --best-of",
+    "clip": "--clip chooses among several candidates: say how many with --best-of",
+    "reward": "--reward chooses among several candidates: say how many with --best-of",
+}  # options that need several candidates
 MANY = 1000  # captions that are printed, and pairs that the other directions draw at a time
 OPTIONS = {option.name for option in fields(SamplingOptions)}  # of `Tokun.sample`
 EVERYWHERE = {"checkpoint", "adapter", "seed", "n", "out", "device", "dtype", "compile"}
@@ -286,7 +295,7 @@ def mode_of(args: argparse.Namespace) -> str:
     if args.question is not None:
         return "question"
     named = next((name for name in ("image", "rewrite", "complete", "interpolate", "invert") if getattr(args, name) is not None), "")
-    return named or ("best_of" if args.best_of > 1 else "plain")
+    return named or ("best_of" if (args.best_of or 1) > 1 else "plain")
 
 
 def where_of(mode: str) -> str:

@@ -368,8 +368,8 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add(
         "--reward",
-        default="pmi",
-        choices=("pmi", "likelihood", "mmi"),
+        default="npmi",
+        choices=("npmi", "pmi", "likelihood", "mmi"),
         help="by which --best-of chooses, as sample.py --reward does (%(default)s)",
     )
     add("--n-train", type=int, default=0, help="number of training pictures searched for copies; 0: all")
@@ -415,10 +415,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     for name, least in (("n_held_out", 0), ("n_samples", 1), ("n_train", 0), ("batch_size", 1), ("viewer_n", 1), ("best_of", 1)):
         if getattr(args, name) < least:
             parser.error(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be {least} or more")
-    if args.reward != "pmi" and args.best_of == 1:
+    if args.reward != "npmi" and args.best_of == 1:
         parser.error("--reward chooses among several candidates: say how many with --best-of")
     if args.best_of > 1:
-        from tokun.inference.conditional_generation import MAX_CANDIDATES
+        from tokun.inference.candidates import MAX_CANDIDATES
 
         if args.best_of > MAX_CANDIDATES:
             parser.error(f"--best-of is {args.best_of}; it must be from 1 to {MAX_CANDIDATES:,}")

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from tokun.data.image_files import open_own_png
 from tokun.inference import bulk
-from tokun.inference.conditional_generation import OWN_SCORES
+from tokun.inference.candidates import own_score
 from tokun.inference.model import Pair, Tokun
 from tokun.tokenizers.vocabulary import Tags
 from tokun.utils import checkpoint
@@ -25,9 +25,9 @@ from tokun.utils.files import whole_file
 RECORD, LINES = "samples.json", "samples.jsonl"
 
 
-def draw(model: Tokun, folder: Path, n: int, seed: int, *, batch_size: int = 16, best_of: int = 1, reward: str = "pmi") -> list[Pair]:
+def draw(model: Tokun, folder: Path, n: int, seed: int, *, batch_size: int = 16, best_of: int = 1, reward: str = "npmi") -> list[Pair]:
     """Samples 0 … n-1 of the seed, with the checkpoint's settings; with `best_of`, choices 0 … n-1 of that many candidates each
-    (`Tokun.best_of`), by a `reward` of OWN_SCORES.
+    (`Tokun.best_of`), by a `reward` of `candidates.OWN_SCORES`.
 
     Raises UserError if the folder holds others.
     """
@@ -44,7 +44,7 @@ def draw(model: Tokun, folder: Path, n: int, seed: int, *, batch_size: int = 16,
         for first in range(0, len(missing), batch_size):
             some = missing[first : first + batch_size]
             if best_of > 1:
-                pairs = (model.best_of(seed, 1, best_of, OWN_SCORES[reward], first=k)[0] for k in some)
+                pairs = (model.best_of(seed, 1, best_of, own_score(model, reward), first=k)[0] for k in some)
             else:
                 pairs = iter(model.sample(seed, indices=some, batch_size=batch_size))
             for k, pair in zip(some, pairs, strict=True):

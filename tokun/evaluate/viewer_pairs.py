@@ -24,7 +24,7 @@ from tokun.evaluate.doctor import reconstruct
 from tokun.evaluate.figures import Figure, skipped
 from tokun.evaluate.held_out_pairs import grids_of
 from tokun.evaluate.viewer import Question, Shown
-from tokun.inference.conditional_generation import OWN_SCORES
+from tokun.inference.candidates import own_score
 from tokun.utils import checkpoint
 from tokun.utils.errors import UserError
 from tokun.utils.files import whole_file
@@ -86,7 +86,7 @@ def _drawn(case: Case, folder: Path, pair: Shown) -> Image.Image:
     """The first sample of the seed for the pair's caption (with --best-of the best of the first), from `folder` if already drawn."""
     path = folder / f"{hashlib.sha256(f'{pair.key} {pair.caption}'.encode()).hexdigest()[:16]}.png"
     if not path.is_file():
-        (made,) = case.model.best_of(case.args.seed, 1, case.args.best_of, OWN_SCORES[case.args.reward], prompt=pair.caption)
+        (made,) = case.model.best_of(case.args.seed, 1, case.args.best_of, own_score(case.model, case.args.reward), prompt=pair.caption)
         with whole_file(path) as aside:
             made.image.save(aside, "PNG")
     return open_own_png(path)

@@ -15,6 +15,7 @@ import torch
 from tokun.config import SamplingConfig
 from tokun.data import cropping
 from tokun.inference import sampling
+from tokun.inference.candidates import require_candidates
 from tokun.inference.folders import GENERATOR, IMAGE_TOKENIZER, VOCABULARY
 from tokun.inference.tags import read_counts
 from tokun.inference.token_choice import require_scale
@@ -91,6 +92,7 @@ def read_settings(path: Path) -> Settings:
             sampling.Choice(temperature, defaults.top_k, defaults.top_p)
         for name in ("guidance_scale", "text_guidance_scale"):
             require_scale(name, getattr(defaults, name))
+        require_candidates(defaults.best_of)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} cannot be read: {error!r}. Copy the whole checkpoint again") from error
     return settings

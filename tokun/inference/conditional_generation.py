@@ -7,7 +7,7 @@ first argument, and are its methods.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING
@@ -28,10 +28,10 @@ from tokun.utils.errors import UserError
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from tokun.inference.model import Pair, SamplingPlan, Tokun, Watch
+    from tokun.inference.model import Pair, Tokun, Watch
     from tokun.inference.sampling_arguments import SamplingArguments
 
-MAX_STEPS, MAX_CANDIDATES = 10_000, 10_000  # of an interpolation; per sample of `best_of`
+MAX_STEPS = 10_000  # of an interpolation
 WIDE = 1 / 3  # of a picture's side: width of the regions that change together between two seeds; the wider, the fewer seams
 
 
@@ -314,40 +314,6 @@ def through(model: Tokun, pair: Pair, grid: cropping.Grid) -> list[int]:
         return pair.codes
     downsample = model.image_tokenizer.config.downsample
     return see(model, [pair.image.resize((grid[1] * downsample, grid[0] * downsample), Image.Resampling.LANCZOS)], grid)[0].codes
-
-
-OWN_SCORES: dict[str, Callable[[list[Pair]], list[float]]] = {
-    "pmi": lambda pairs: [pair.pmi for pair in pairs],
-    "likelihood": lambda pairs: [-pair.caption_nll for pair in pairs],
-    "mmi": lambda pairs: [(pair.pmi - pair.caption_nll) / 2 for pair in pairs],
-}
-"""Scores that a pair was drawn with: the nats of its caption that its picture explains; the log-likelihood of the caption, given the
-picture; and the mean of both, log p(caption | picture) - 1/2 log p(caption) (weighted maximum mutual information, Li et al. 2016)."""
-
-
-@with_sampling_options
-def best_of(
-    model: Tokun,
-    seed: int,
-    n: int,
-    candidates: int,
-    score: Callable[[list[Pair]], list[float]] | None = None,
-    *,
-    first: int = 0,
-    plan: SamplingPlan | None = None,
-    **options: Unpack[SamplingArguments],
-) -> list[Pair]:
-    """For each of n samples, the candidate with the highest score (default: PMI). A `plan` replaces the options, and can serve several
-    calls.
-
-    Choice i, counted from `first`, is among the samples i * candidates … of the seed, so it does not depend on n.
-    """
-    if not 1 <= candidates <= MAX_CANDIDATES:
-        raise UserError(f"best-of is {candidates}; it must be from 1 to {MAX_CANDIDATES:,}")
-    pairs = model.draw(seed, range(first * candidates, (first + n) * candidates), plan or model.plan(**options))
-    scores = (score or OWN_SCORES["pmi"])(pairs)
-    best = [max(range(i * candidates, (i + 1) * candidates), key=lambda j: scores[j]) for i in range(n)]
-    return [pairs[j] for j in best]
 
 
 # --- inversion ------------------------------------------------------------------------------------------------------

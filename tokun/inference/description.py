@@ -24,7 +24,16 @@ if TYPE_CHECKING:
 SHOWN = 8  # names of a list before it is cut short
 OF_BASE = "## The base:"  # heading of a card; everything below it is about the model that it is built on
 # not shown
-USUAL = {"n": 16, "seed": 42, "top_k": 0, "top_p": 1.0, "guidance_scale": 1.0, "text_guidance_scale": 1.0, "no_repeats": False}
+USUAL = {
+    "n": 16,
+    "seed": 42,
+    "top_k": 0,
+    "top_p": 1.0,
+    "guidance_scale": 1.0,
+    "text_guidance_scale": 1.0,
+    "no_repeats": False,
+    "best_of": 1,
+}
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from tokun.config import SamplingConfig, SamplingOptions
 from tokun.data import cropping
 from tokun.inference import (
     adapters,
+    candidates,
     conditional_generation,
     decoder,
     description,
@@ -186,8 +187,9 @@ class Tokun:
 
     @with_sampling_options
     def __call__(self, seed: int, **options: Unpack[SamplingArguments]) -> tuple[Image.Image, str]:
-        """The picture of a seed and the caption that describes it: sample 0 of `sample`, which takes the same options."""
-        pair = self.sample(seed, n=1, **options)[0]
+        """The picture of a seed and the caption that describes it, with the options of `sample`: sample 0, or the best of as many as the
+        checkpoint asks for (`defaults.best_of`), as `sample.py` draws it."""
+        (pair,) = self.best_of(seed, 1, self.defaults.best_of, **options)
         return pair.image, pair.caption
 
     @with_sampling_options
@@ -402,7 +404,7 @@ class Tokun:
     ask = conditional_generation.ask
     rewrite = conditional_generation.rewrite
     interpolate = conditional_generation.interpolate
-    best_of = conditional_generation.best_of
+    best_of = candidates.best_of
     best_and_worst = preferences.best_and_worst
     complete = conditional_generation.complete
     invert = conditional_generation.invert
@@ -435,6 +437,36 @@ class Tokun:
             ids = torch.tensor(sequences.padded(self.vocabulary, [row.input_ids for row in part]), device=self.device)
             starts = torch.tensor([row.prompt for row in part], device=self.device)
             out += sampling.span_nll(self.generator, self.vocabulary, ids, starts).tolist()
+        return out
+
+    def pair_nll(
+        self,
+        tags: Sequence[Tags],
+        codes: Sequence[list[int]],
+        captions: Sequence[list[int]],
+        *,
+        caption_first: bool = False,
+        batch_size: int = 32,
+    ) -> list[tuple[float, float]]:
+        """Nats of each picture's codes and of its caption with its end: those of the picture first and of the caption given the picture,
+        or, with `caption_first`, of the picture given the caption and of the caption alone."""
+        v = self.vocabulary
+        return self.both_nll(
+            [sequences.pair_to_score(v, *parts, caption_first=caption_first) for parts in zip(tags, codes, captions)], batch_size
+        )
+
+    @torch.inference_mode()
+    def both_nll(self, wholes: Sequence[list[int]], batch_size: int = 32) -> list[tuple[float, float]]:
+        """Nats of the picture and of the caption in sequences that hold both, in either order, each given the ids before it."""
+        out: list[tuple[float, float]] = []
+        for i in range(0, len(wholes), batch_size):
+            part = wholes[i : i + batch_size]
+            ids = torch.tensor(sequences.padded(self.vocabulary, part), device=self.device)
+            nats = sampling.token_nll(self.generator, self.vocabulary, ids, 1)
+            for row, whole in zip(nats, part):
+                spans = sequences.pair_scored(self.vocabulary, whole)
+                drawn, written = (float(row[span.prompt - 1 : len(span.input_ids) - 1].sum()) for span in spans)
+                out.append((drawn, written))
         return out
 
     def pmi(self, tags: Sequence[Tags], captions: Sequence[list[int]], codes: Sequence[list[int]]) -> list[float]:

@@ -25,8 +25,8 @@ TASK = "tokun-pairs"
 
 
 class PairsPipeline(Pipeline):
-    """Seeds in, pairs out: sample 0 of each seed, as `Tokun.sample` draws it, in the generator's own dtype. With `dtype=torch.float32` the
-    pairs are those of `tokun.load`.
+    """Seeds in, pairs out: the pair of each seed, as `Tokun.__call__` gives it, in the generator's own dtype. With `dtype=torch.float32`
+    the pairs are those of `tokun.load`.
 
     `model` is the generator, read by `AutoModelForCausalLM`; tokenizers and settings are read from the checkpoint around it. `tokun` is
     the whole model. A call takes the options of `Tokun.sample` (style, prompt, temperature …). Raises UserError for a generator without
@@ -46,7 +46,7 @@ class PairsPipeline(Pipeline):
         return {"seed": input_}
 
     def _forward(self, input_tensors: dict[str, Any], **options: Any) -> dict[str, Any]:
-        return {"pairs": self.tokun.sample(input_tensors["seed"], n=1, **options)}
+        return {"pairs": self.tokun.best_of(input_tensors["seed"], 1, self.tokun.defaults.best_of, **options)}
 
     def postprocess(self, model_outputs: dict[str, Any], **_: Any) -> dict[str, Any]:
         pair = model_outputs["pairs"][0]

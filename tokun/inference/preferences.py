@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from tokun import data
 from tokun.inference import latents
-from tokun.inference.conditional_generation import MAX_CANDIDATES, OWN_SCORES
+from tokun.inference.candidates import MAX_CANDIDATES, own_score
 from tokun.inference.sampling_arguments import with_sampling_options
 from tokun.tokenizers import sequences
 from tokun.tokenizers.sequences import Packed
@@ -61,7 +61,7 @@ def best_and_worst(
     score: Callable[[list[Pair]], list[float]] | None = None,
     **options: Unpack[SamplingArguments],
 ) -> list[tuple[Pair, Pair]]:
-    """As `conditional_generation.best_of`, but the best and the worst candidate of each sample. All candidates of a sample have the tags
+    """As `candidates.best_of`, but the best and the worst candidate of each sample. All candidates of a sample have the tags
     drawn by the first one, so that both are comparable."""
     if not 2 <= candidates <= MAX_CANDIDATES:
         raise UserError(f"best-of is {candidates}; for preferences it must be from 2 to {MAX_CANDIDATES:,}")
@@ -77,7 +77,7 @@ def best_and_worst(
             u = model.uniforms(seed, numbers)
             u[:, : latents.TAG_SLOTS] = u[::candidates, : latents.TAG_SLOTS].repeat_interleave(candidates, 0)
             pairs = model.draw(seed, numbers, plan, u=u)
-            scores = (score or OWN_SCORES["pmi"])(pairs)
+            scores = (score or own_score(model))(pairs)
             for i in range(0, len(pairs), candidates):
                 ranked = sorted(range(i, i + candidates), key=lambda j: scores[j])
                 if scores[ranked[-1]] > scores[ranked[0]]:

@@ -412,21 +412,26 @@ def legal_cases(vocabulary: Vocabulary, ids: Tensor) -> Tensor:
     return torch.stack(cases, 1)
 
 
-@torch.inference_mode()
 def span_nll(model: Any, vocabulary: Vocabulary, ids: Tensor, first: Tensor) -> Tensor:
     """Nats of ids[first:] up to and including the end of each row's span, over legal ids, without a cache: float64 (B,).
 
-    ids (B, T) padded with <pad>; first (B,): the start of the scored span. Padding counts as 0. Each row's grid tag determines the number
-    of codes of its picture.
+    ids (B, T) padded with <pad>; first (B,): the start of the scored span. Each row's grid tag determines the number of codes of its
+    picture.
     """
-    T = ids.shape[1]
     begin = max(1, int(first.min()))
+    nll = token_nll(model, vocabulary, ids, begin)
+    return torch.where(torch.arange(begin, ids.shape[1], device=ids.device) >= first[:, None], nll, 0.0).sum(-1)
+
+
+@torch.inference_mode()
+def token_nll(model: Any, vocabulary: Vocabulary, ids: Tensor, begin: int) -> Tensor:
+    """Nats of each of ids[:, begin:], over legal ids, without a cache: float64 (B, T - begin), 0 for padding. ids (B, T), begin >= 1."""
+    T = ids.shape[1]
     logits = model(input_ids=ids, logits_to_keep=T - begin + 1).logits[:, :-1, : vocabulary.size].float()  # of ids[:, begin:]
     live = ids != vocabulary.id("<pad>")
     allowed = vocabulary.grammar.on(ids.device).allowed[legal_cases(vocabulary, ids)[:, begin:]]  # (B, T - begin, V)
     nll = -logits.masked_fill(~allowed, -torch.inf).log_softmax(-1).gather(2, ids[:, begin:, None])[:, :, 0].double()
-    scored = live[:, begin:] & (torch.arange(begin, T, device=ids.device) >= first[:, None])
-    return torch.where(scored, nll, 0.0).sum(-1)
+    return torch.where(live[:, begin:], nll, 0.0)
 
 
 def _pad_rows(rows: Tensor, size: int) -> Tensor:  # (b, …) -> (size, …), repeating the last row

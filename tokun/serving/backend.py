@@ -167,10 +167,8 @@ class Served(Tokun):
             pool.shutdown(cancel_futures=True)
         if guided:
             made = self.worded(made, u, tags, how)
-        scored = [sequences.pair_scored(v, ids) for ids in made]
-        drawn = self.span_nll([picture for picture, _ in scored])
-        written = self.span_nll([words for _, words in scored]) if caption is None else [0.0] * len(made)
-        return list(zip(made, drawn, written, [0.0] * len(made)))
+        both = self.both_nll(made)
+        return [(ids, drawn, written if caption is None else 0.0, 0.0) for ids, (drawn, written) in zip(made, both)]
 
     def checked(self, ids: list[int], prompt: int, n_codes: int, *, whole: bool) -> list[int]:
         """The ids, if they are a pair or (without `whole`) its beginning up to the end of its picture. Raises UserError otherwise."""

@@ -221,6 +221,12 @@ def is_picture(v: Vocabulary, ids: Sequence[int], n_codes: int) -> bool:
     return len(ids) > n_codes and ids[n_codes] == v.id("<eoi>") and all(map(v.is_code, ids[:n_codes]))
 
 
+def pair_to_score(v: Vocabulary, tags: Tags, codes: Codes, caption: Sequence[int], *, caption_first: bool = False) -> list[int]:
+    """A picture and its caption, or a caption and its picture, for `pair_scored`."""
+    whole = (pack_text_to_image if caption_first else pack_joint)(v, tags, codes, caption)
+    return whole.input_ids[:-1]
+
+
 def image_scored(v: Vocabulary, tags: Tags, codes: Codes) -> Packed:
     """A picture after its tags."""
     ids = prefix(v, tags)
