@@ -117,7 +117,7 @@ def test_no_step_of_a_way_is_more_than_three_times_the_mean_one(tiny_model, tmp_
 def test_the_best_of_several_is_the_one_with_the_highest_score_whatever_n(tiny_model):
     pairs = tiny_model.sample(2, n=6)
     best = tiny_model.best_of(2, 2, 3)
-    scores = candidates.npmi(tiny_model, pairs)
+    scores = candidates.pmi_both(tiny_model, pairs)
     assert [p.index for p in best] == [max(range(i, i + 3), key=lambda j: scores[j]) for i in (0, 3)]
     assert tokens(tiny_model.best_of(2, 1, 3)) == tokens(best[:1])
     lengths = tiny_model.best_of(2, 2, 3, score=lambda found: [-len(p.caption_ids) for p in found])

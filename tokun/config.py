@@ -227,7 +227,7 @@ class SamplingConfig:
     # no word and no phrase of up to six pieces twice in a row, no word twice that training captions hardly ever have twice
     no_repeats: bool = False
     text_guidance_scale: float = 1.0  # of words by their picture; 1: off; above 1, fit to the picture counts for more than fluency
-    best_of: int = 1  # candidates of a sample, of which `sample.py` and `model(seed)` keep the best by NPMI; 1: as it is drawn
+    best_of: int = 1  # candidates of a sample, of which `sample.py` and `model(seed)` keep the best (`pmi_both`); 1: as drawn
 
 
 @dataclass(frozen=True)

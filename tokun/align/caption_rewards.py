@@ -90,11 +90,10 @@ def mmi(asked: RewardConfig, model: Tokun) -> Callable[[Sequence[Pair]], list[fl
     return score
 
 
-def npmi(asked: RewardConfig, model: Tokun) -> Callable[[Sequence[Pair]], list[float]]:
-    """The share of the caption's information that the picture explains (`candidates.npmi`), by the frozen model: neither usual nor unusual
-    words gain by being so."""
+def pmi_both(asked: RewardConfig, model: Tokun) -> Callable[[Sequence[Pair]], list[float]]:
+    """PMI estimated from picture to caption and from caption to picture, without tags (`candidates.pmi_both`), in nats, by the frozen model."""
     judge, read = reader(asked, model)
-    return lambda pairs: candidates.npmi(judge, read(pairs))
+    return lambda pairs: candidates.pmi_both(judge, read(pairs))
 
 
 def pmi_first(asked: RewardConfig, model: Tokun) -> Callable[[Sequence[Pair]], list[float]]:

@@ -4,7 +4,7 @@
     pmi             of                   nats of the caption that the picture explains, by the model before training (frozen), or `of`
     mmi             of                   the mean of pmi and likelihood: pictures that their captions fit, and that the model is sure of
     likelihood      of                   log-likelihood of the caption, given the picture: high where the model is sure of what it has drawn
-    npmi            of                   share of the caption's nats that the picture explains, in both directions, without tags; up to 1
+    pmi_both        of                   PMI without tags: the mean of caption given picture and of picture given caption
     pmi_first       of                   share of the own caption among it and 15 others of the batch, by exp(PMI); 0 to 1
     clip            of                   cosine of picture and caption by an open_clip model: id or folder (see benchmarks/clip_judge.py)
     clip_first      of                   probability that this model ranks the pair's caption above 15 other captions drawn from the batch
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 Score = Callable[[Sequence["Pair"]], Sequence[float]]
 MAKERS: dict[str, Callable[[RewardConfig, Any], Score]] = {
     "pmi": caption_rewards.pmi, "likelihood": caption_rewards.likelihood, "mmi": caption_rewards.mmi,
-    "npmi": caption_rewards.npmi, "pmi_first": caption_rewards.pmi_first, "caption": caption_rewards.caption,
+    "pmi_both": caption_rewards.pmi_both, "pmi_first": caption_rewards.pmi_first, "caption": caption_rewards.caption,
     "clip": image_rewards.clip, "clip_first": image_rewards.clip_first, "aesthetic": image_rewards.aesthetic, "vqa": image_rewards.vqa,
     "own_yes": image_rewards.own_yes, "style": image_rewards.style, "recognition": image_rewards.recognition,
     "description": image_rewards.description, "reference": image_rewards.reference,

@@ -232,8 +232,8 @@ def draw(model: Tokun, args: argparse.Namespace) -> list[Pair]:
 
 
 def score_of(model: Tokun, args: argparse.Namespace) -> Callable[[list[Pair]], list[float]] | None:
-    """The score for --best-of; None: `candidates.npmi`."""
-    if args.reward in ("", "npmi"):
+    """The score for --best-of; None: `candidates.pmi_both`."""
+    if args.reward in ("", "pmi_both"):
         return Clip(args.clip, device=str(model.device)).fit if args.clip else None
     if args.reward in candidates.OWN_SCORES:
         return candidates.own_score(model, args.reward)

@@ -189,7 +189,7 @@ def add_forms(parser: argparse.ArgumentParser) -> None:
         type=_positive,
         default=None,
         metavar="K",
-        help="for each sample, the best of K candidates by NPMI; 1: as it is drawn (the checkpoint's; of shards 1)",
+        help="for each sample, the best of K candidates by PMI in both directions; 1: as it is drawn (the checkpoint's; of shards 1)",
     )
     add(
         "--pairs",

@@ -368,8 +368,8 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add(
         "--reward",
-        default="npmi",
-        choices=("npmi", "pmi", "likelihood", "mmi"),
+        default="pmi_both",
+        choices=("pmi_both", "pmi", "likelihood", "mmi"),
         help="by which --best-of chooses, as sample.py --reward does (%(default)s)",
     )
     add("--n-train", type=int, default=0, help="number of training pictures searched for copies; 0: all")
@@ -415,7 +415,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     for name, least in (("n_held_out", 0), ("n_samples", 1), ("n_train", 0), ("batch_size", 1), ("viewer_n", 1), ("best_of", 1)):
         if getattr(args, name) < least:
             parser.error(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be {least} or more")
-    if args.reward != "npmi" and args.best_of == 1:
+    if args.reward != "pmi_both" and args.best_of == 1:
         parser.error("--reward chooses among several candidates: say how many with --best-of")
     if args.best_of > 1:
         from tokun.inference.candidates import MAX_CANDIDATES

@@ -25,7 +25,7 @@ from tokun.utils.files import whole_file
 RECORD, LINES = "samples.json", "samples.jsonl"
 
 
-def draw(model: Tokun, folder: Path, n: int, seed: int, *, batch_size: int = 16, best_of: int = 1, reward: str = "npmi") -> list[Pair]:
+def draw(model: Tokun, folder: Path, n: int, seed: int, *, batch_size: int = 16, best_of: int = 1, reward: str = "pmi_both") -> list[Pair]:
     """Samples 0 … n-1 of the seed, with the checkpoint's settings; with `best_of`, choices 0 … n-1 of that many candidates each
     (`Tokun.best_of`), by a `reward` of `candidates.OWN_SCORES`.
 

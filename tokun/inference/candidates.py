@@ -1,9 +1,9 @@
 """The best of several: candidates of a sample, and the scores by which one is chosen.
 
+pmi_both     PMI as the model estimates it from picture to caption and from caption to picture, without tags: the default
 pmi          nats of the caption that its picture explains: log p(caption | picture) - log p(caption), under the pair's tags
 likelihood   log p(caption | picture), under the tags
-mmi          the mean of both
-npmi         the share of the caption's nats that the picture explains, in both directions and without tags: the default
+mmi          the mean of the last two
 """
 
 from __future__ import annotations
@@ -34,24 +34,25 @@ def require_candidates(count: int) -> int:
     return count
 
 
-def npmi(model: Tokun, pairs: Sequence[Any]) -> list[float]:
-    """The share of each caption's information that its picture explains: normalised pointwise mutual information (Bouma 2009), at most 1.
+def pmi_both(model: Tokun, pairs: Sequence[Any]) -> list[float]:
+    """PMI of each picture and its caption in nats, estimated in both directions: the mean of log p(caption | picture) - log p(caption) and
+    log p(picture | caption) - log p(picture).
 
-    The mutual information is the mean of two estimates, log p(caption | picture) - log p(caption) and log p(picture | caption) -
-    log p(picture); it is divided by -log p(caption). Style, subject and thing are withheld, so that the picture itself has to show them.
-    A model that does not draw from captions has the first estimate alone. `pairs` have tags, codes and caption_ids.
+    The model that reads a picture and the one that draws it agree on what is plain to see. Style, subject and thing are withheld, so that
+    the picture itself has to show them. A model that does not draw from captions has the first estimate alone. `pairs` have tags, codes
+    and caption_ids.
     """
     tags = [Tags(register=pair.tags.register, grid=pair.tags.grid) for pair in pairs]
     captions, codes = [pair.caption_ids for pair in pairs], [pair.codes for pair in pairs]
-    drawn, given = zip(*model.pair_nll(tags, codes, captions))
     if model.tasks and "text_to_image" not in model.tasks:  # none: a checkpoint from before tasks were recorded
-        return [1 - own / alone for own, alone in zip(given, model.caption_nll(tags, captions))]
+        return model.pmi(tags, captions, codes)
+    drawn, given = zip(*model.pair_nll(tags, codes, captions))
     prompted, alone = zip(*model.pair_nll(tags, codes, captions, caption_first=True))
-    return [(a - g + i - p) / 2 / a for a, g, i, p in zip(alone, given, drawn, prompted)]
+    return [(a - g + i - p) / 2 for a, g, i, p in zip(alone, given, drawn, prompted)]
 
 
 OWN_SCORES: dict[str, Callable[[Tokun, list[Pair]], list[float]]] = {
-    "npmi": npmi,
+    "pmi_both": pmi_both,
     "pmi": lambda model, pairs: [pair.pmi for pair in pairs],
     "likelihood": lambda model, pairs: [-pair.caption_nll for pair in pairs],
     "mmi": lambda model, pairs: [(pair.pmi - pair.caption_nll) / 2 for pair in pairs],
@@ -59,7 +60,7 @@ OWN_SCORES: dict[str, Callable[[Tokun, list[Pair]], list[float]]] = {
 """Scores by the model itself; the last three are those that a pair was drawn with."""
 
 
-def own_score(model: Tokun, name: str = "npmi") -> Score:
+def own_score(model: Tokun, name: str = "pmi_both") -> Score:
     """One of OWN_SCORES as the `score` of `best_of`."""
     return partial(OWN_SCORES[name], model)
 
@@ -77,7 +78,7 @@ def best_of(
     watch: Watch | None = None,
     **options: Unpack[SamplingArguments],
 ) -> list[Pair]:
-    """For each of n samples, the candidate with the highest score (default: `npmi`). A `plan` replaces the options, and can serve several
+    """For each of n samples, the candidate with the highest score (default: `pmi_both`). A `plan` replaces the options, and can serve several
     calls. `watch` is that of `Tokun.sample`; it sees the first candidate.
 
     Choice i, counted from `first`, is among the samples i * candidates … of the seed, so it does not depend on n.
@@ -87,8 +88,8 @@ def best_of(
     if candidates == 1:
         return pairs
     groups = [range(i * candidates, (i + 1) * candidates) for i in range(n)]
-    if score is None:  # each choice by itself: the last digits of a likelihood depend on the batch
-        scores = [value for group in groups for value in npmi(model, [pairs[j] for j in group])]
+    if score is None:  # a choice at a time: the last digits of a likelihood depend on the batch
+        scores = [value for group in groups for value in pmi_both(model, [pairs[j] for j in group])]
     else:
         scores = score(pairs)
     return [pairs[max(group, key=lambda j: scores[j])] for group in groups]
