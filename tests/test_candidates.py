@@ -67,11 +67,14 @@ def choosing_folder(checkpoint_folder, tmp_path):
     return tmp_path / "choosing"
 
 
-def test_single_pictures_are_the_best_of_as_many_as_the_checkpoint_asks_for(choosing_folder, tmp_path):
+def test_single_pictures_are_the_best_of_as_many_as_the_checkpoint_asks_for(choosing_folder, tmp_path, capsys):
     model = load(choosing_folder, device="cpu")
     chosen = [pair.index for pair in model.best_of(5, 2, 3)]
     run(choosing_folder, tmp_path / "out", "--seed", "5", "--n", "2")
     assert [r["index"] for r in records(tmp_path / "out")] == chosen
+    assert [r["file_name"] for r in records(tmp_path / "out")] == ["000005-00.png", "000005-01.png"], "by the number of the choice"
+    said = capsys.readouterr().out
+    assert "5-00  " in said and "5-01  " in said
     picture, caption = model(5)
     assert (picture.tobytes(), caption) == next((p.image.tobytes(), p.caption) for p in model.best_of(5, 1, 3))
     run(choosing_folder, tmp_path / "asked", "--seed", "5", "--n", "2", "--best-of", "1")

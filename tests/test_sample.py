@@ -88,9 +88,11 @@ def test_the_bundled_model_gives_sixteen_captioned_pictures_and_keeps_its_seed(t
     found = records(tmp_path)
     assert len(found) == 16 and all(r["caption"].strip() for r in found)
     model = load()
-    few = model.sample(42, 4, batch_size=3)
+    few = model.best_of(42, 4, model.defaults.best_of, batch_size=3)
     assert [p.codes for p in few] == [r["codes"] for r in found[:4]]
     assert [p.caption_ids for p in few] == [r["caption_ids"] for r in found[:4]]
+    drawn = model.sample(42, indices=[r["index"] for r in found[:4]])
+    assert [(p.codes, p.caption_ids) for p in drawn] == [(p.codes, p.caption_ids) for p in few], "a choice is a sample of its seed"
 
 
 @needs_bundle

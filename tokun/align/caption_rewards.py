@@ -91,7 +91,7 @@ def mmi(asked: RewardConfig, model: Tokun) -> Callable[[Sequence[Pair]], list[fl
 
 
 def pmi_both(asked: RewardConfig, model: Tokun) -> Callable[[Sequence[Pair]], list[float]]:
-    """PMI estimated from picture to caption and from caption to picture, without tags (`candidates.pmi_both`), in nats, by the frozen model."""
+    """PMI from picture to caption and from caption to picture, without tags (`candidates.pmi_both`), in nats, by the frozen model."""
     judge, read = reader(asked, model)
     return lambda pairs: candidates.pmi_both(judge, read(pairs))
 

@@ -127,6 +127,8 @@ def write_samples(model: Tokun, args: argparse.Namespace, enlarge: Enlarge) -> N
     options, score = options_of(args), score_of(model, args) if args.best_of > 1 else None
     plan = model.plan(**options)  # for all batches: with a prompt its tags are inferred once
     chosen = {"best_of": args.best_of, "reward": args.reward, "clip": args.clip}
+    if args.best_of > 1:
+        chosen["named_by"] = "choice"  # earlier versions named by sample: their unfinished runs are not gone on with
     several = bulk.identity(model) if args.n > args.batch_size else {}  # one batch is never resumed
 
     def draw_batch(indices: range) -> list[Pair]:
@@ -143,7 +145,7 @@ def write_samples(model: Tokun, args: argparse.Namespace, enlarge: Enlarge) -> N
 def tell_written(args: argparse.Namespace, records: list[dict[str, Any]], n: int) -> None:
     """Print what was written. `records`: of the first pairs."""
     for one in records:
-        print(f"{one['seed']}-{one['index']:02d}  {one['caption']}")
+        print(f"{one['seed']}-{Path(one['file_name']).stem.rpartition('-')[2]}  {one['caption']}")
     if n > len(records):
         print(f"… {n - len(records)} more in {args.out / LISTED}")
     first = records[0]["file_name"]
@@ -164,7 +166,7 @@ def sheet_of(model: Tokun, pairs: list[Pair], args: argparse.Namespace, enlarge:
 
 def write_pairs(pairs: list[Pair], args: argparse.Namespace, enlarge: Enlarge) -> None:
     """Write pictures, samples.jsonl, the grid and anything else requested into --out."""
-    lines = picture_files.lines_of(pairs, enlarge, lambda pair: f"{name_of(pair, args)}.png")
+    lines = picture_files.lines_of(pairs, [f"{name_of(pair, args)}.png" for pair in pairs], enlarge)
     picture_files.make_room(args.out, lines, len(pairs), but=args.complete or args.invert)
     images = [enlarge(pair.image) for pair in pairs]
     with picture_files.announced(args.out, lines):

@@ -14,13 +14,13 @@
     tokun sample --seed 42 --n 100000 --shard-size 1000 --out drawn/    WebDataset shards and a table; torchrun shares the work
     tokun sample --svg --max-bytes 10000                                vector drawings too
     tokun sample --n 4 --scale 4                                        pictures of four times the side; --scale-by nearest, lanczos or svg
-    tokun sample --best-of 8 --n 4                                      the best of eight candidates by PMI of picture and words
+    tokun sample --best-of 16 --n 4                                     of sixteen the one that fits its words best; 1: single draws
     tokun sample --best-of 8 --n 200 --pairs pairs.jsonl                best and worst of each eight, for training (configs/dpo.yaml)
     tokun sample --prompt "A ship" --svg --best-of 8 --reward svg       the one whose drawing is most like its picture
     tokun sample --best-of 8 --clip ViT-B-32:laion2b_s34b_b79k          by CLIP score instead (any open_clip model, or a folder)
 
 Writes grid.png, one PNG per sample and samples.jsonl into --out (words.jsonl if only words are requested); with --complete and
---invert also sheet.png, the original beside what was made from it, with the cut between them. Sample k of seed s is
+--invert also sheet.png, the original beside what was made from it, with the cut between them. Pair k of seed s is
 the same for every --n and --batch-size. Stopped or killed, it loses one batch; the same command goes on and ends with the same files.
 """
 
@@ -201,8 +201,8 @@ def add_forms(parser: argparse.ArgumentParser) -> None:
         "--reward",
         default="",
         metavar="KIND",
-        help="--best-of by a reward: likelihood (what the model is sure of), mmi (midway between that and PMI), svg (at --max-bytes), "
-        "clip=MODEL, module:function … (tokun/align/rewards.py)",
+        help="--best-of by a reward: pmi (words that only this picture explains), likelihood (what the model is sure of), mmi (midway "
+        "between the two), svg (at --max-bytes), clip=MODEL, module:function … (tokun/align/rewards.py)",
     )
     add("--clip", metavar="MODEL", help="--best-of by CLIP score: hf-hub:ORG/NAME, a folder, or ARCHITECTURE:WEIGHTS of open_clip")
     add("--svg", action="store_true", help="also write each picture as SVG")

@@ -78,8 +78,8 @@ def best_of(
     watch: Watch | None = None,
     **options: Unpack[SamplingArguments],
 ) -> list[Pair]:
-    """For each of n samples, the candidate with the highest score (default: `pmi_both`). A `plan` replaces the options, and can serve several
-    calls. `watch` is that of `Tokun.sample`; it sees the first candidate.
+    """For each of n samples, the candidate with the highest score (default: `pmi_both`). A `plan` replaces the options, and can serve
+    several calls. `watch` is that of `Tokun.sample`; it sees the first candidate.
 
     Choice i, counted from `first`, is among the samples i * candidates … of the seed, so it does not depend on n.
     """

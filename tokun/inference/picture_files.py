@@ -1,6 +1,6 @@
 """Samples as single pictures, written batch by batch, with resume after a kill.
 
-    out/000042-00.png …   one per sample, enlarged if requested; with `svg_bytes` an SVG beside each
+    out/000042-00.png …   one per sample or choice, by its number; enlarged if requested; with `svg_bytes` an SVG beside each
     out/samples.jsonl     one record per sample, and out/grid.png of the first 64: written at the end
     out/.samples/         until then: what was asked for, and the records of each finished batch
 
@@ -67,14 +67,14 @@ def write(
         if there is not None and sum(1 for _ in records(state)) > MANY:
             checkpoint.require_same(out, there, asked, option="--out")
         drawn = draw(range(min(n, batch_size)))  # before files are moved: options may be refused
-        make_room(out, lines_of(drawn, enlarge), n)
+        make_room(out, lines_of(drawn, names_of(drawn, 0), enlarge), n)
         checkpoint.write_record(state / ASKED, asked)
-        write_batch(drawn, state / f"{0:010d}.jsonl", out, svg_bytes, enlarge)
-    parts = [state / f"{first:010d}.jsonl" for first in range(0, n, batch_size)]
+        write_batch(drawn, 0, state, out, svg_bytes, enlarge)
+    parts = [part_of(state, first) for first in range(0, n, batch_size)]
     for part in tqdm(parts, desc="sampling", unit="batch", disable=len(parts) == 1):
         if not is_whole(part, out):
             first = int(part.stem)
-            write_batch(draw(range(first, min(n, first + batch_size))), part, out, svg_bytes, enlarge)
+            write_batch(draw(range(first, min(n, first + batch_size))), first, state, out, svg_bytes, enlarge)
     joined = state / f"{LISTED}.partial"
     with open(joined, "wb") as file:
         for part in parts:
@@ -84,22 +84,32 @@ def write(
     remove_state(state)
 
 
-def name_of(pair: Pair) -> str:
-    return f"{pair.seed:06d}-{pair.index:02d}.png"
+def part_of(state: Path, first: int) -> Path:
+    """The records of the batch that begins with pair `first`, once it is finished."""
+    return state / f"{first:010d}.jsonl"
 
 
-def lines_of(pairs: Sequence[Pair], enlarge: scale.Enlarge, name: Callable[[Pair], str] = name_of) -> list[str]:
-    """The lines of samples.jsonl. `name` gives the file name of a pair's picture."""
-    return [json.dumps({**pair.record(), "file_name": name(pair), **enlarge.record()}, ensure_ascii=False) for pair in pairs]
+def names_of(pairs: Sequence[Pair], first: int) -> list[str]:
+    """The file names of pairs first, first + 1 … of a seed. A pair that was chosen among candidates is not numbered by its sample."""
+    return [f"{pair.seed:06d}-{number:02d}.png" for number, pair in enumerate(pairs, first)]
 
 
-def write_batch(pairs: list[Pair], part: Path, out: Path, svg_bytes: int, enlarge: scale.Enlarge) -> None:
-    """Write the pictures of a batch, and its records. Until all pictures are written, the records have another name: so every picture is
-    listed somewhere."""
+def lines_of(pairs: Sequence[Pair], names: Sequence[str], enlarge: scale.Enlarge) -> list[str]:
+    """The lines of samples.jsonl. `names` are the file names of the pictures."""
+    return [
+        json.dumps({**pair.record(), "file_name": name, **enlarge.record()}, ensure_ascii=False)
+        for pair, name in zip(pairs, names, strict=True)
+    ]
+
+
+def write_batch(pairs: list[Pair], first: int, state: Path, out: Path, svg_bytes: int, enlarge: scale.Enlarge) -> None:
+    """Write the pictures of pairs first … and their records. Until all pictures are written, the records have another name: so every
+    picture is listed somewhere."""
+    part, names = part_of(state, first), names_of(pairs, first)
     begun = part.with_suffix(".begun")
-    checkpoint.write_text(begun, "\n".join(lines_of(pairs, enlarge)) + "\n")
-    for pair in pairs:
-        path = out / name_of(pair)
+    checkpoint.write_text(begun, "\n".join(lines_of(pairs, names, enlarge)) + "\n")
+    for pair, name in zip(pairs, names, strict=True):
+        path = out / name
         enlarge(pair.image).save(path)
         if svg_bytes:
             checkpoint.write_text(path.with_suffix(".svg"), to_svg(pair.image, svg_bytes))
