@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from tests.test_sample import records, run
 from tokun.cli import sample
-from tokun.inference import candidates
+from tokun.evaluate import coherence
+from tokun.inference import bulk, candidates
 from tokun.inference.load import load
 from tokun.tokenizers import sequences
 from tokun.tokenizers.vocabulary import Tags
@@ -57,8 +60,6 @@ def test_pmi_both_does_not_look_at_style_subject_and_thing(shaped_model):
 @pytest.fixture
 def choosing_folder(checkpoint_folder, tmp_path):
     """A checkpoint that asks for the best of three."""
-    import shutil
-
     shutil.copytree(checkpoint_folder, tmp_path / "choosing")
     path = tmp_path / "choosing" / "sampling.json"
     tree = json.loads(path.read_text(encoding="utf-8"))
@@ -113,3 +114,20 @@ def test_the_number_is_listed_in_the_help(choosing_folder, capsys):
     with pytest.raises(SystemExit):
         sample.parse(["--checkpoint", str(choosing_folder), "--help"])
     assert "best_of 3" in capsys.readouterr().out
+
+
+def test_how_many_candidates_a_checkpoint_asks_for_does_not_make_its_samples_others(choosing_folder, checkpoint_folder):
+    """An unfinished folder of shards is gone on with."""
+    assert bulk.identity(load(choosing_folder, device="cpu")) == bulk.identity(load(checkpoint_folder, device="cpu"))
+
+
+def test_the_rank_by_both_directions_is_that_of_the_score(shaped_model):
+    model = replace(shaped_model, tasks=("joint", "text_to_image"))
+    pairs = model.sample(3, 5)
+    rows = np.array([[i, *(j for j in range(5) if j != i)] for i in range(5)])
+    bare = [replace(pair, tags=Tags(register=pair.tags.register, grid=pair.tags.grid)) for pair in pairs]
+    table = coherence.pmi_of(model, bare, rows) - coherence.drawn_nats(model, bare, rows)
+    for i, row in enumerate(rows):
+        mixed = [replace(pairs[i], caption_ids=pairs[j].caption_ids) for j in row]
+        scores = np.array(candidates.pmi_both(model, mixed)) * 2
+        assert table[i] - table[i, 0] == pytest.approx(scores - scores[0], abs=1e-3)

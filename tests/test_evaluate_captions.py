@@ -96,7 +96,8 @@ def test_pmi_by_shared_prefixes_is_that_of_the_model(tiny_model, pairs, held_out
 
 
 def test_pmi_without_tags_withholds_style_subject_and_thing(tiny_model, held_out):
-    (found,) = coherence.without_tags(tiny_model, held_out, "held-out", 0)
+    found, both = coherence.without_tags(tiny_model, held_out, "held-out", 0)
+    assert both.name.startswith("PMI in both directions, without tags, ranks the own caption first of") and both.n == len(held_out)
     assert found.name.startswith("PMI without tags ranks the own caption first of") and found.n == len(held_out)
     _, others = coherence.rivals([tuple(pair.caption_ids) for pair in held_out], 0)
     right = []

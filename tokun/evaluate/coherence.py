@@ -86,7 +86,8 @@ def by_pmi(model: Tokun, pairs: Sequence[RealPair | Pair], what: str, seed: int)
 
 
 def without_tags(model: Tokun, pairs: Sequence[RealPair | Pair], what: str, seed: int) -> list[Figure]:
-    """The share of own captions put first while style, subject and thing are withheld, as from any judge that sees the picture alone.
+    """The share of own captions put first while style, subject and thing are withheld, as from any judge that sees the picture alone; and
+    the same by PMI in both directions (`candidates.pmi_both`), if the model draws from captions.
 
     Under the pair's tags, PMI leaves out what the tags say already: a rival of another kind is unlikely with the picture and without it.
     """
@@ -94,10 +95,24 @@ def without_tags(model: Tokun, pairs: Sequence[RealPair | Pair], what: str, seed
     if not others.size:
         return []
     bare = [replace(pair, tags=Tags(register=pair.tags.register, grid=pair.tags.grid)) for pair in pairs]
-    if bare == list(pairs):  # by_pmi has told it
-        return []
-    pmi = pmi_of(model, bare, np.concatenate([np.arange(len(pairs))[:, None], others], 1))
-    return [first_of("PMI without tags", what, pmi[:, 0], pmi[:, 1:])]
+    rows = np.concatenate([np.arange(len(pairs))[:, None], others], 1)
+    pmi, found = pmi_of(model, bare, rows), []
+    if bare != list(pairs):  # else by_pmi has told it
+        found.append(first_of("PMI without tags", what, pmi[:, 0], pmi[:, 1:]))
+    if not model.tasks or "text_to_image" in model.tasks:
+        both = pmi - drawn_nats(model, bare, rows)
+        found.append(first_of("PMI in both directions, without tags,", what, both[:, 0], both[:, 1:]))
+    return found
+
+
+def drawn_nats(model: Tokun, pairs: Sequence[RealPair | Pair], candidates: np.ndarray) -> np.ndarray:
+    """(n, k) nats of picture i drawn from the captions of the pairs candidates[i] (n, k), under the tags of pair i."""
+    out = np.empty(candidates.shape)
+    for i, (pair, row) in enumerate(zip(pairs, candidates.tolist())):
+        captions = [pairs[j].caption_ids for j in row]
+        both = model.pair_nll([pair.tags] * len(row), [pair.codes] * len(row), captions, caption_first=True)
+        out[i] = [drawn for drawn, _ in both]
+    return out
 
 
 def pmi_of(model: Tokun, pairs: Sequence[RealPair | Pair], candidates: np.ndarray) -> np.ndarray:

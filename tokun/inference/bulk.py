@@ -151,7 +151,7 @@ def identity(model: Tokun) -> dict[str, Any]:
         digest.update(weight.detach().float().cpu().numpy().tobytes())
     return {
         "generator": digest.hexdigest(), "image_tokenizer": model.image_tokenizer.fingerprint(),
-        "defaults": {k: v for k, v in asdict(model.defaults).items() if k not in ("n", "seed")},
+        "defaults": {k: v for k, v in asdict(model.defaults).items() if k not in ("n", "seed", "best_of")},  # which choose no sample
         "dtype": str(model.generator.dtype).removeprefix("torch."), "device": model.device.type,
         # of settings that older checkpoints do not have
         **({"unrepeated_words": hashlib.sha256(" ".join(model.unrepeated_words).encode()).hexdigest()} if model.unrepeated_words else {}),
