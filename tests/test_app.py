@@ -341,6 +341,16 @@ def test_the_sketch_of_a_candidate_says_that_it_is_one(studio):
     assert "the first of 4 candidates" in views.sketched(sketch) and "candidates" not in views.sketched(replace(sketch, candidates=1))
 
 
+def test_sheets_of_choices_are_bounded_and_of_several_batches_have_the_first_candidates_shape(shaped_model):
+    studio = demo.Studio(shaped_model)
+    plain = [shaped_model.sample(seed, 17) for seed in range(20)]
+    seed = next(seed for seed, pairs in enumerate(plain) if len(pairs[16].codes) > len(pairs[0].codes))
+    *sketches, drawn = studio.draw(seed, 3, best=8)
+    assert len(drawn) == 3 and {sketch.image.size for sketch in sketches} <= {sketch.image.size for sketch in sketches[:1]}
+    with pytest.raises(ValueError, match="12 prints of 16 candidates each are 192; up to 96"):
+        list(studio.draw(1, 12, best=16))
+
+
 def test_a_number_of_a_seed_is_drawn_alone_and_is_the_same_pair(studio, tiny_model):
     assert tokens(list(studio.draw(7, 1, 5))[-1]) == tokens(tiny_model.sample(7, indices=[5])) == tokens(tiny_model.sample(7, 6)[5:])
 

@@ -215,6 +215,9 @@ class WordsConfig:
     register: str = ""  # of the captions; an unknown one becomes a new tag
 
 
+MAX_CANDIDATES = 10_000  # of a sample
+
+
 @dataclass
 class SamplingConfig:
     n: int = 16  # pairs in the grid that training logs
@@ -227,7 +230,7 @@ class SamplingConfig:
     # no word and no phrase of up to six pieces twice in a row, no word twice that training captions hardly ever have twice
     no_repeats: bool = False
     text_guidance_scale: float = 1.0  # of words by their picture; 1: off; above 1, fit to the picture counts for more than fluency
-    best_of: int = 1  # candidates of a sample, of which `sample.py` and `model(seed)` keep the best (`pmi_both`); 1: as drawn
+    best_of: int = 1  # candidates of a pair, of which sample.py, `model(seed)`, tokun.pipeline and the demo keep the best; 1: single draws
 
 
 @dataclass(frozen=True)
@@ -415,6 +418,8 @@ def _check_counts(config: Config, *, where: str) -> None:
         for name, value in dataclasses.asdict(values).items():
             if name in POSITIVE and value < 1:
                 raise UserError(f"{where}: {section.name}.{name} is {value}; it must be at least 1")
+            if name == "best_of" and value > MAX_CANDIDATES:
+                raise UserError(f"{where}: {section.name}.{name} is {value}; it must be at most {MAX_CANDIDATES:,}")
             if name in NOT_NEGATIVE and value < 0:
                 raise UserError(f"{where}: {section.name}.{name} is {value}; it must be 0 or more")
             if name in PAIRS and len(value) != 2:

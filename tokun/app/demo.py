@@ -40,6 +40,7 @@ MAX_PAIRS = 12  # of a sheet, and most steps between two seeds
 TEMPERATURES, GUIDANCES = (0.1, 1.5), (1.0, 6.0)
 MAX_NUMBER = 9999  # of a print among those of its seed
 MAX_CANDIDATES = 16  # of a print
+MAX_DRAWN = 96  # candidates of all prints of a sheet
 SIDE = 1024  # pixels of the longer side of an uploaded picture, which is scaled down to that
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 PAUSE = 0.15  # seconds between two sketches
@@ -158,6 +159,17 @@ def called(rows: int, columns: int) -> str:
     return f"{'square' if rows == columns else 'wide' if columns > rows else 'tall'} {columns // part}:{rows // part}"
 
 
+def numbers_of(no: object, n: object, best: object) -> tuple[int, int, int]:
+    """The first print's number, the number of prints, and of each one's candidates, checked."""
+    count, candidates = whole(n, 1, MAX_PAIRS, "number of prints"), whole(best, 1, MAX_CANDIDATES, "number of candidates")
+    if count * candidates > MAX_DRAWN:
+        raise UserError(
+            f"{count} prints of {candidates} candidates each are {count * candidates}; up to {MAX_DRAWN} are drawn at a time. "
+            "Please take fewer of one."
+        )
+    return whole(no, 0, (MAX_NUMBER + 1) // candidates - count, "number of the print"), count, candidates
+
+
 def apart(model: Tokun) -> dict[str, Tokun]:
     """The model with each of its adapters, by the adapter's name, and without any, by "". Weights that no adapter changes are shared."""
     if not model.adapters:
@@ -196,7 +208,7 @@ class Studio:
         adapter: object = None,
     ) -> Wishes:
         """The options besides a seed. A temperature and a guidance that are None or the model's defaults are left out: then the seed's pair
-        is the one that `sample.py` draws."""
+        is that of `sample.py`, with as many candidates."""
         name = self.adapter(adapter)
         known, usual = self.known[name], self.models[name].defaults
         options = {
@@ -212,11 +224,10 @@ class Studio:
         return Wishes(name, options)
 
     def draw(self, seed: object, n: object, no: object = 0, best: object = 1, **wishes: object) -> Iterator[Sketch | list[Pair]]:
-        """Samples no … no + n - 1 of the seed, or with `best` so many choices of as many candidates each (`Tokun.best_of`): sketches of the
-        first sample or candidate, then all samples or choices."""
-        start, count = whole(seed, 0, MAX_SEED, "seed"), whole(n, 1, MAX_PAIRS, "number of prints")
-        candidates = whole(best, 1, MAX_CANDIDATES, "number of candidates")
-        asked, first = self.wishes(**wishes), whole(no, 0, MAX_NUMBER // candidates, "number of the print")
+        """Prints no … no + n - 1 of the seed: sketches of the first, then all. With `best` 1 they are its samples; otherwise choices, each
+        of `best` candidates (`Tokun.best_of`), and the sketches show the first candidate."""
+        start, asked = whole(seed, 0, MAX_SEED, "seed"), self.wishes(**wishes)
+        first, count, candidates = numbers_of(no, n, best)
         model = self.models[asked.adapter]
         plan = model.plan(**asked.options)
         drawn = functools.partial(model.best_of, start, count, candidates, first=first, plan=plan)

@@ -124,6 +124,7 @@ class Events:
             ("to", 0, demo.MAX_SEED, 43), ("steps", 2, demo.MAX_PAIRS, 8), ("step", 1, demo.MAX_PAIRS, 1),
         ):  # fmt: skip
             form[name] = demo.whole(values.get(name, usual), low, high, links.SPOKEN[name])
+        demo.numbers_of(form["no"], form["n"], form["best"])
         yield {**form, "walk": links.is_walk(values), "chosen": "best" in values}
 
     @noticed

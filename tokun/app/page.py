@@ -291,7 +291,7 @@ def compared(gr: Any, studio: demo.Studio) -> Part:
     prompts, adapters = studio.can("text_to_image"), len(studio.models) > 1
     what = " or ".join([*["two prompts"] * prompts, *["two adapters"] * adapters, "two prints of one seed"])
     with gr.Tab("Compare"):
-        gr.HTML(f'<p class="aside">Compare {what}. The other options are in the tab “Seed”.</p>')
+        gr.HTML(f'<p class="aside">Compare {what}. These are single draws. The other options are in the tab “Seed”.</p>')
         seed = gr.Number(42, label="Seed of both", elem_id="both")
         sides = []
         with gr.Row():
@@ -361,7 +361,7 @@ def connect_seeds(gr: Any, events: Events, kept: Part, shown: Part, seeds: Part,
     shown.gallery.select(recall, kept.history, [plate, kept.current], **QUIET)
     shown.gallery.select(None, js=SHOW_PLATE, queue=False, **QUIET)
     if len(events.studio.models) > 1:
-        fields = [*seeds.tags, seeds.temperature, seeds.guidance]
+        fields = [*seeds.tags, seeds.temperature, seeds.guidance, seeds.best]
         seeds.adapter.input(lambda name: fields_of(gr, events.studio, name), seeds.adapter, fields, queue=False, **QUIET)
 
 
@@ -403,7 +403,7 @@ def connect_opinions(gr: Any, events: Events, kept: Part, shown: Part, seeds: Pa
 def connect_links(gr: Any, page: Any, events: Events, kept: Part, shown: Part, seeds: Part, between: Part) -> None:
     """Connect the page's address: its options fill the fields, then its print is drawn."""
     studio, numbers = events.studio, [seeds.seed, seeds.count, between.first, between.last, between.count]
-    fields = [*seeds.tags, seeds.temperature, seeds.guidance]
+    fields = [*seeds.tags, seeds.temperature, seeds.guidance, seeds.best]
 
     def ask(request: gr.Request):  # pyright: ignore[reportInvalidTypeForm]
         form = next(events.asked(dict(request.query_params)))
@@ -411,24 +411,27 @@ def connect_links(gr: Any, page: Any, events: Events, kept: Part, shown: Part, s
             return gr.skip()
         counted = [form[name] for name in ("seed", "n", "from", "to", "steps")]
         tab = gr.update(selected="walk" if form["walk"] else "seed")
-        best = form["best"] if form["chosen"] else gr.skip()  # a print's own link has one candidate, which is no wish for the next
-        return form, tab, *counted, best, form["prompt"], form["adapter"], *fields_of(gr, studio, form["adapter"], form)
+        single = form["n"] == 1 and not form["chosen"]  # one print's own link has one candidate, which is no wish for the next
+        shown = {**form, "best": None} if single else form
+        return form, tab, *counted, form["prompt"], form["adapter"], *fields_of(gr, studio, form["adapter"], shown)
 
     # queued: only then does Gradio notice that the State has changed
-    page.load(ask, None, [kept.asked, shown.tabs, *numbers, seeds.best, seeds.prompt, seeds.adapter, *fields], **QUIET)
+    page.load(ask, None, [kept.asked, shown.tabs, *numbers, seeds.prompt, seeds.adapter, *fields], **QUIET)
     drawn = [shown.plate, kept.current, kept.history, shown.gallery, kept.steps, between.step, between.taken]
     kept.asked.change(events.opened, [kept.asked, kept.history], drawn, show_progress_on=shown.plate, **LANE)
 
 
 def fields_of(gr: Any, studio: demo.Studio, adapter: str, values: dict[str, Any] | None = None) -> list[Any]:
-    """Updates of the fields of tags, temperature and guidance for the model with this adapter. `values`: by name, else the defaults."""
+    """Updates of the fields of tags, temperature, guidance and candidates for the model with this adapter. `values`: by name, else the
+    defaults."""
     values, defaults = values or {}, studio.models[adapter].defaults
     tags = [gr.update(choices=choices, value=values.get(name, first)) for name, choices, first in choices_of(studio.known[adapter])]
     numbers = (("temperature", demo.TEMPERATURES, defaults.temperature), ("guidance", demo.GUIDANCES, defaults.guidance_scale))
     for name, bounds, usual in numbers:
         low, high = demo.including(bounds, usual)
         tags.append(gr.update(minimum=low, maximum=high, value=values.get(name, usual)))
-    return tags
+    best = values.get("best")
+    return [*tags, gr.update(value=min(defaults.best_of, demo.MAX_CANDIDATES) if best is None else best)]
 
 
 def named(words: Sequence[str]) -> list[tuple[str, str]]:

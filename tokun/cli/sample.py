@@ -121,7 +121,7 @@ def write_samples(model: Tokun, args: argparse.Namespace, enlarge: Enlarge) -> N
     """Draw samples of the seed and write each batch as it comes."""
     if args.n > MANY or int(os.environ.get("WORLD_SIZE", 1)) > 1:
         print(
-            f"{args.n} single PNGs, by one process. --shard-size 1000 writes WebDataset shards and a table instead, "
+            f"{args.n} single PNGs, by one process. --shard-size 1000 writes WebDataset shards of single draws and a table instead, "
             "by all processes of torchrun"
         )
     options, score = options_of(args), score_of(model, args) if args.best_of > 1 else None
@@ -129,7 +129,8 @@ def write_samples(model: Tokun, args: argparse.Namespace, enlarge: Enlarge) -> N
     chosen = {"best_of": args.best_of, "reward": args.reward, "clip": args.clip}
     if args.best_of > 1:
         chosen["named_by"] = "choice"  # earlier versions named by sample: their unfinished runs are not gone on with
-    several = bulk.identity(model) if args.n > args.batch_size else {}  # one batch is never resumed
+    together = max(1, args.batch_size // args.best_of)  # pairs of a batch, with their candidates
+    several = bulk.identity(model) if args.n > together else {}  # one batch is never resumed
 
     def draw_batch(indices: range) -> list[Pair]:
         if args.best_of > 1:
@@ -138,7 +139,7 @@ def write_samples(model: Tokun, args: argparse.Namespace, enlarge: Enlarge) -> N
 
     asked = {**options, **chosen, **several, "seed": args.seed}
     svg_bytes = args.max_bytes if args.svg else 0
-    picture_files.write(draw_batch, args.n, args.out, asked, batch_size=args.batch_size, svg_bytes=svg_bytes, enlarge=enlarge)
+    picture_files.write(draw_batch, args.n, args.out, asked, batch_size=together, svg_bytes=svg_bytes, enlarge=enlarge)
     tell_written(args, picture_files.first_of(args.out, MANY), args.n)
 
 
@@ -194,12 +195,12 @@ def log_to_wandb(records: list[dict[str, Any]], args: argparse.Namespace) -> Non
 
 
 def name_of(pair: Pair, args: argparse.Namespace) -> str:
-    """The name of a pair's files, without suffix: SEED-INDEX only for sample INDEX of a seed, not for interpolation steps or variations."""
+    """The name of a pair's files, without suffix: SEED-NUMBER only for pairs of a seed, not for interpolation steps or variations."""
     if args.interpolate:
         first, last = args.interpolate
         return f"steps-{first}-{last:06d}-{pair.index:02d}"
     what = "completed-" if args.complete is not None else "varied-" if args.invert is not None else ""
-    return f"{what}{pair.seed:06d}-{pair.index:02d}"
+    return f"{what}{pair.seed:06d}-{pair.index // args.best_of:02d}"
 
 
 def draw(model: Tokun, args: argparse.Namespace) -> list[Pair]:

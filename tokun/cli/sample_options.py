@@ -14,7 +14,7 @@
     tokun sample --seed 42 --n 100000 --shard-size 1000 --out drawn/    WebDataset shards and a table; torchrun shares the work
     tokun sample --svg --max-bytes 10000                                vector drawings too
     tokun sample --n 4 --scale 4                                        pictures of four times the side; --scale-by nearest, lanczos or svg
-    tokun sample --best-of 16 --n 4                                     of sixteen the one that fits its words best; 1: single draws
+    tokun sample --best-of 16 --n 4                                     of sixteen the one that fits its words best (1: single draws)
     tokun sample --best-of 8 --n 200 --pairs pairs.jsonl                best and worst of each eight, for training (configs/dpo.yaml)
     tokun sample --prompt "A ship" --svg --best-of 8 --reward svg       the one whose drawing is most like its picture
     tokun sample --best-of 8 --clip ViT-B-32:laion2b_s34b_b79k          by CLIP score instead (any open_clip model, or a folder)
@@ -96,12 +96,14 @@ def mistake_in(args: argparse.Namespace, given: list[str]) -> str:
     mode = mode_of(args)
     idle = [name for name in given if name not in READ[mode] | EVERYWHERE]
     shared = next((name for name in given if name in SHARED), "").replace("_", "-")
+    chooses = next((name for name in CHOOSES if getattr(args, name)), "")
     small = f"--max-bytes {args.max_bytes} is too small: a picture takes at least {LEAST_BYTES} bytes"
     between = "--interpolate A B gives the seeds, --steps the number of pairs: leave out --seed and --n"
     mistakes = [
         (args.question is not None and args.image is None, "--question is about a picture: name it with --image"),
         (args.invert is not None and not args.caption.strip(), "--invert needs --caption: the latent decides picture and words"),
         *((getattr(args, name) and args.best_of == 1, told) for name, told in CHOOSES.items()),
+        (chooses and args.shard_size, f"--{chooses} chooses among candidates, and shards hold single draws: leave one of them out"),
         (args.reward and args.clip, "--clip MODEL is the same as --reward clip=MODEL: give one of them"),
         (args.video and not args.interpolate, "--video shows an interpolation: name its seeds with --interpolate"),
         (idle, f"--{''.join(idle[:1]).replace('_', '-')} has no effect {where_of(mode)}: leave it out"),
@@ -189,22 +191,23 @@ def add_forms(parser: argparse.ArgumentParser) -> None:
         type=_positive,
         default=None,
         metavar="K",
-        help="for each sample, the best of K candidates by PMI in both directions; 1: as it is drawn (the checkpoint's; of shards 1)",
+        help="for each pair, the best of K candidates by PMI in both directions; 1: single draws. Default: what the checkpoint asks for "
+        "(the bundled model: 8); for shards 1",
     )
     add(
         "--pairs",
         type=home_path,
         metavar="FILE",
-        help="with --best-of: write the best and worst candidates, which then share their tags, as preferences (configs/dpo.yaml)",
+        help="write the best and the worst of each pair's candidates, which then share their tags, as preferences (configs/dpo.yaml)",
     )
     add(
         "--reward",
         default="",
         metavar="KIND",
-        help="--best-of by a reward: pmi (words that only this picture explains), likelihood (what the model is sure of), mmi (midway "
+        help="choose by another score: pmi (words that only this picture explains), likelihood (what the model is sure of), mmi (midway "
         "between the two), svg (at --max-bytes), clip=MODEL, module:function … (tokun/align/rewards.py)",
     )
-    add("--clip", metavar="MODEL", help="--best-of by CLIP score: hf-hub:ORG/NAME, a folder, or ARCHITECTURE:WEIGHTS of open_clip")
+    add("--clip", metavar="MODEL", help="choose by CLIP score: hf-hub:ORG/NAME, a folder, or ARCHITECTURE:WEIGHTS of open_clip")
     add("--svg", action="store_true", help="also write each picture as SVG")
     add("--max-bytes", type=_positive, default=10_000, help="size limit of an SVG (%(default)s)")
     add(
@@ -230,7 +233,7 @@ def add_directions(parser: argparse.ArgumentParser) -> None:
     one.add_argument("--image", type=home_path, nargs="+", metavar="FILE", help="caption a picture, several, or those of a folder")
     one.add_argument("--rewrite", metavar="TEXT", help="rewrite a caption in the --register")
     one.add_argument("--complete", type=home_path, metavar="FILE", help="complete the part of a picture given by --keep")
-    one.add_argument("--interpolate", type=int, nargs=2, metavar=("A", "B"), help="from seed A to seed B in --steps")
+    one.add_argument("--interpolate", type=int, nargs=2, metavar=("A", "B"), help="from seed A's first single draw to seed B's in --steps")
     one.add_argument(
         "--invert", type=home_path, metavar="FILE", help="find the latent of a picture and its --caption, and vary it by --vary"
     )
@@ -257,9 +260,8 @@ def add_directions(parser: argparse.ArgumentParser) -> None:
 
 
 CHOOSES = {
-    "pairs": "--pairs writes the best and the worst of several candidates: say how many with --best-of",
-    "clip": "--clip chooses among several candidates: say how many with --best-of",
-    "reward": "--reward chooses among several candidates: say how many with --best-of",
+    "pairs": "--pairs writes the best and the worst of several candidates: say how many with --best-of, at least 2",
+    **{name: f"--{name} chooses among several candidates: say how many with --best-of, at least 2" for name in ("clip", "reward")},
 }  # options that need several candidates
 MANY = 1000  # captions that are printed, and pairs that the other directions draw at a time
 OPTIONS = {option.name for option in fields(SamplingOptions)}  # of `Tokun.sample`

@@ -27,6 +27,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tokun.config import MAX_CANDIDATES
 from tokun.evaluate.figures import Figure, as_dict, skipped, table
 from tokun.utils import checkpoint, console
 from tokun.utils.console import home_path
@@ -368,9 +369,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add(
         "--reward",
-        default="pmi_both",
+        default=None,
         choices=("pmi_both", "pmi", "likelihood", "mmi"),
-        help="by which --best-of chooses, as sample.py --reward does (%(default)s)",
+        help="by which --best-of chooses, as sample.py --reward does (pmi_both)",
     )
     add("--n-train", type=int, default=0, help="number of training pictures searched for copies; 0: all")
     add("--seed", type=int, default=1000, help="of the samples and of what is drawn from the shards")
@@ -415,13 +416,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     for name, least in (("n_held_out", 0), ("n_samples", 1), ("n_train", 0), ("batch_size", 1), ("viewer_n", 1), ("best_of", 1)):
         if getattr(args, name) < least:
             parser.error(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be {least} or more")
-    if args.reward != "pmi_both" and args.best_of == 1:
+    if args.reward and args.best_of == 1:
         parser.error("--reward chooses among several candidates: say how many with --best-of")
-    if args.best_of > 1:
-        from tokun.inference.candidates import MAX_CANDIDATES
-
-        if args.best_of > MAX_CANDIDATES:
-            parser.error(f"--best-of is {args.best_of}; it must be from 1 to {MAX_CANDIDATES:,}")
+    args.reward = args.reward or "pmi_both"
+    if args.best_of > MAX_CANDIDATES:
+        parser.error(f"--best-of is {args.best_of}; it must be from 1 to {MAX_CANDIDATES:,}")
     return args
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from tokun.evaluate import figures, plots
 from tokun.evaluate.doctor import reconstruct
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from tokun.inference.model import Pair, Tokun
 
 CANDIDATES = 16  # captions that each picture chooses among
+DRAWN = 256  # pictures whose likelihoods given captions are computed: nothing is shared between captions, so each takes seconds
 RETRIEVED = 64  # pictures and captions in a retrieval group
 
 
@@ -94,21 +96,21 @@ def without_tags(model: Tokun, pairs: Sequence[RealPair | Pair], what: str, seed
     _, others = rivals([tuple(pair.caption_ids) for pair in pairs], seed)
     if not others.size:
         return []
-    bare = [replace(pair, tags=Tags(register=pair.tags.register, grid=pair.tags.grid)) for pair in pairs]
+    bare = [replace(pair, tags=pair.tags.untold()) for pair in pairs]
     rows = np.concatenate([np.arange(len(pairs))[:, None], others], 1)
     pmi, found = pmi_of(model, bare, rows), []
     if bare != list(pairs):  # else by_pmi has told it
         found.append(first_of("PMI without tags", what, pmi[:, 0], pmi[:, 1:]))
-    if not model.tasks or "text_to_image" in model.tasks:
-        both = pmi - drawn_nats(model, bare, rows)
+    if model.can("text_to_image"):
+        both = pmi[:DRAWN] - drawn_nats(model, bare, rows[:DRAWN])
         found.append(first_of("PMI in both directions, without tags,", what, both[:, 0], both[:, 1:]))
     return found
 
 
 def drawn_nats(model: Tokun, pairs: Sequence[RealPair | Pair], candidates: np.ndarray) -> np.ndarray:
-    """(n, k) nats of picture i drawn from the captions of the pairs candidates[i] (n, k), under the tags of pair i."""
+    """(n, k) nats of picture i drawn from the captions of the pairs candidates[i] (n, k), under the tags of pair i; `pairs` may be more."""
     out = np.empty(candidates.shape)
-    for i, (pair, row) in enumerate(zip(pairs, candidates.tolist())):
+    for i, (pair, row) in enumerate(zip(tqdm(pairs, desc="pictures given captions", unit="picture", leave=False), candidates.tolist())):
         captions = [pairs[j].caption_ids for j in row]
         both = model.pair_nll([pair.tags] * len(row), [pair.codes] * len(row), captions, caption_first=True)
         out[i] = [drawn for drawn, _ in both]

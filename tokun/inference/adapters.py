@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from tokun.config import SamplingConfig
 from tokun.inference import decoder, folders
+from tokun.inference.candidates import require_candidates
 from tokun.inference.folders import ABOUT, CARD, VOCABULARY
 from tokun.inference.folders import ADAPTER_CONFIG as CONFIG
 from tokun.inference.folders import ADAPTER_WEIGHTS as WEIGHTS
@@ -109,6 +110,7 @@ def read(path: str | Path, name: str = "") -> Adapter:
         config, about = (json.loads((folder / part).read_text(encoding="utf-8")) for part in (CONFIG, ABOUT))
         counts = read_counts(about["tag_counts"])
         defaults, tasks = SamplingConfig(**about["defaults"]), tuple(map(str, about["tasks"]))
+        require_candidates(defaults.best_of)
         base, made_on = str(about["base"]), str(about["base_fingerprint"])
         require_mergeable(config)
         tensors = load_file(folder / WEIGHTS)

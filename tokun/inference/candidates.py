@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from tokun.config import MAX_CANDIDATES
 from tokun.inference.sampling_arguments import with_sampling_options
 from tokun.inference.token_choice import is_whole
-from tokun.tokenizers.vocabulary import Tags
 from tokun.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,15 +23,13 @@ if TYPE_CHECKING:
     from tokun.inference.model import Pair, SamplingPlan, Tokun, Watch
     from tokun.inference.sampling_arguments import SamplingArguments
 
-MAX_CANDIDATES = 10_000  # per sample
 Score = Callable[[list["Pair"]], list[float]]
 
 
-def require_candidates(count: int) -> int:
+def require_candidates(count: int, least: int = 1) -> None:
     """Raise UserError unless a sample can have that many candidates."""
-    if not is_whole(count) or not 1 <= count <= MAX_CANDIDATES:
-        raise UserError(f"best-of is {count!r}; it must be a whole number from 1 to {MAX_CANDIDATES:,}")
-    return count
+    if not is_whole(count) or not least <= count <= MAX_CANDIDATES:
+        raise UserError(f"best-of is {count!r}; it must be a whole number from {least} to {MAX_CANDIDATES:,}")
 
 
 def pmi_both(model: Tokun, pairs: Sequence[Any]) -> list[float]:
@@ -42,9 +40,11 @@ def pmi_both(model: Tokun, pairs: Sequence[Any]) -> list[float]:
     the picture itself has to show them. A model that does not draw from captions has the first estimate alone. `pairs` have tags, codes
     and caption_ids.
     """
-    tags = [Tags(register=pair.tags.register, grid=pair.tags.grid) for pair in pairs]
+    if not pairs:
+        return []
+    tags = [pair.tags.untold() for pair in pairs]
     captions, codes = [pair.caption_ids for pair in pairs], [pair.codes for pair in pairs]
-    if model.tasks and "text_to_image" not in model.tasks:  # none: a checkpoint from before tasks were recorded
+    if not model.can("text_to_image"):
         return model.pmi(tags, captions, codes)
     drawn, given = zip(*model.pair_nll(tags, codes, captions))
     prompted, alone = zip(*model.pair_nll(tags, codes, captions, caption_first=True))
@@ -88,8 +88,13 @@ def best_of(
     if candidates == 1:
         return pairs
     groups = [range(i * candidates, (i + 1) * candidates) for i in range(n)]
-    if score is None:  # a choice at a time: the last digits of a likelihood depend on the batch
-        scores = [value for group in groups for value in pmi_both(model, [pairs[j] for j in group])]
-    else:
-        scores = score(pairs)
+    scores = scored(model, pairs, candidates, score)
     return [pairs[max(group, key=lambda j: scores[j])] for group in groups]
+
+
+def scored(model: Tokun, pairs: list[Pair], candidates: int, score: Score | None) -> list[float]:
+    """The score of each pair (None: `pmi_both`). By default one sample's candidates at a time: the last digits of a likelihood depend on
+    its batch, and choices must not depend on their number."""
+    if score is not None:
+        return score(pairs)
+    return [value for i in range(0, len(pairs), candidates) for value in pmi_both(model, pairs[i : i + candidates])]

@@ -158,7 +158,7 @@ def text_of(model: Tokun, text: str, what: str) -> list[int]:
 
 
 def require_task(model: Tokun, task: str) -> None:
-    if model.tasks and task not in model.tasks:
+    if not model.can(task):
         raise UserError(
             f"this model was not trained on the task {task!r}, only on {', '.join(model.tasks)}: "
             "see train.task_mix, and use another checkpoint"

@@ -57,6 +57,9 @@ __all__ = ["BUNDLED", "GENERATOR", "TEXT_TOKENIZER", "Pair", "SamplingPlan", "To
 Watch = Callable[[list[int], list[int]], None]  # the codes 0..K-1 and the caption's ids that a sample has so far
 
 
+MOST_LOGITS = 2**28  # in memory at a time when sequences are scored: a gigabyte in float32, of which there are a few copies
+
+
 @dataclass(frozen=True)
 class Pair:
     """One sample: the picture and its caption, and how the model scores them (nats; PMI = log p(c|i) - log p(c))."""
@@ -205,7 +208,7 @@ class Tokun:
         """Samples `indices` (default 0 … n-1) of `seed`.
 
         `config.SamplingOptions` explains each option; None is the checkpoint's default. `watch` is called after every choice with what the
-        first sample of the batch has so far. Raises UserError for values outside their range, or what the checkpoint was not trained on.
+        first sample has so far. Raises UserError for values outside their range, or what the checkpoint was not trained on.
         """
         if indices is None and (not token_choice.is_whole(n) or n < 1):
             raise UserError(f"n is {n!r}; it must be an integer, at least 1")
@@ -229,7 +232,13 @@ class Tokun:
             rows = slice(i, i + plan.options.batch_size)
             tags = self.tags_of(u[rows], plan)
             out += self.pairs_from(u[rows], seed, indices[rows], tags, plan.how, caption=plan.caption, watch=watch)[0]
+            if i == 0 and watch is not None:  # in later batches the first sample is complete
+                watch = partial(_complete, watch, out[0])
         return out
+
+    def can(self, task: str) -> bool:
+        """Whether it was trained on the task. A checkpoint from before tasks were recorded may have been."""
+        return not self.tasks or task in self.tasks
 
     def uniforms(self, seed: int, indices: Sequence[int]) -> Tensor:
         """The uniforms that decide these samples of a seed: float32 (B, slots.size)."""
@@ -432,12 +441,17 @@ class Tokun:
     def span_nll(self, scored: Sequence[sequences.Packed], batch_size: int = 32) -> list[float]:
         """Nats of the span that follows the prompt of each sequence, with its end token (`sampling.span_nll`), in batches."""
         out: list[float] = []
-        for i in range(0, len(scored), batch_size):
-            part = scored[i : i + batch_size]
+        rows = self._rows(batch_size, max((len(row.input_ids) for row in scored), default=1))
+        for i in range(0, len(scored), rows):
+            part = scored[i : i + rows]
             ids = torch.tensor(sequences.padded(self.vocabulary, [row.input_ids for row in part]), device=self.device)
             starts = torch.tensor([row.prompt for row in part], device=self.device)
             out += sampling.span_nll(self.generator, self.vocabulary, ids, starts).tolist()
         return out
+
+    def _rows(self, batch_size: int, length: int) -> int:
+        """How many sequences of that length are scored at a time: fewer than asked for where their logits would need too much memory."""
+        return max(1, min(batch_size, MOST_LOGITS // (self.generator.config.vocab_size * length)))
 
     def pair_nll(
         self,
@@ -459,8 +473,9 @@ class Tokun:
     def both_nll(self, wholes: Sequence[list[int]], batch_size: int = 32) -> list[tuple[float, float]]:
         """Nats of the picture and of the caption in sequences that hold both, in either order, each given the ids before it."""
         out: list[tuple[float, float]] = []
-        for i in range(0, len(wholes), batch_size):
-            part = wholes[i : i + batch_size]
+        rows = self._rows(batch_size, max(map(len, wholes), default=1))
+        for i in range(0, len(wholes), rows):
+            part = wholes[i : i + rows]
             ids = torch.tensor(sequences.padded(self.vocabulary, part), device=self.device)
             nats = sampling.token_nll(self.generator, self.vocabulary, ids, 1)
             for row, whole in zip(nats, part):
@@ -580,6 +595,11 @@ class Tokun:
         """`load`, by the name that users of Hugging Face libraries expect."""
         load = import_module("tokun.inference.load").load  # which imports this module
         return load(checkpoint, device=device, dtype=dtype, compile=compile, adapter=adapter)
+
+
+def _complete(watch: Watch, pair: Pair, *_: list[int]) -> None:
+    """Report a complete pair to `watch`."""
+    watch(pair.codes, pair.caption_ids)
 
 
 def __getattr__(name: str) -> Any:

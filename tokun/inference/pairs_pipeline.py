@@ -29,8 +29,8 @@ class PairsPipeline(Pipeline):
     the pairs are those of `tokun.load`.
 
     `model` is the generator, read by `AutoModelForCausalLM`; tokenizers and settings are read from the checkpoint around it. `tokun` is
-    the whole model. A call takes the options of `Tokun.sample` (style, prompt, temperature …). Raises UserError for a generator without
-    its checkpoint.
+    the whole model. A call takes the options of `Tokun.sample` (style, prompt, temperature …), and `best_of`: the number of candidates,
+    by default the checkpoint's. Raises UserError for a generator without its checkpoint.
     """
 
     _load_processor = _load_image_processor = _load_feature_extractor = _load_tokenizer = False
@@ -45,8 +45,9 @@ class PairsPipeline(Pipeline):
     def preprocess(self, input_: int, **_: Any) -> dict[str, Any]:
         return {"seed": input_}
 
-    def _forward(self, input_tensors: dict[str, Any], **options: Any) -> dict[str, Any]:
-        return {"pairs": self.tokun.best_of(input_tensors["seed"], 1, self.tokun.defaults.best_of, **options)}
+    def _forward(self, input_tensors: dict[str, Any], *, best_of: int | None = None, **options: Any) -> dict[str, Any]:
+        candidates = self.tokun.defaults.best_of if best_of is None else best_of
+        return {"pairs": self.tokun.best_of(input_tensors["seed"], 1, candidates, **options)}
 
     def postprocess(self, model_outputs: dict[str, Any], **_: Any) -> dict[str, Any]:
         pair = model_outputs["pairs"][0]

@@ -19,7 +19,8 @@ from tqdm import tqdm
 
 from tokun import data
 from tokun.inference import latents
-from tokun.inference.candidates import MAX_CANDIDATES, own_score
+from tokun.inference.candidates import require_candidates
+from tokun.inference.candidates import scored as scores_of
 from tokun.inference.sampling_arguments import with_sampling_options
 from tokun.tokenizers import sequences
 from tokun.tokenizers.sequences import Packed
@@ -63,8 +64,7 @@ def best_and_worst(
 ) -> list[tuple[Pair, Pair]]:
     """As `candidates.best_of`, but the best and the worst candidate of each sample. All candidates of a sample have the tags
     drawn by the first one, so that both are comparable."""
-    if not 2 <= candidates <= MAX_CANDIDATES:
-        raise UserError(f"best-of is {candidates}; for preferences it must be from 2 to {MAX_CANDIDATES:,}")
+    require_candidates(candidates, least=2)
     if n < 1:
         raise UserError(f"n is {n}; it must be at least 1")
     plan = model.plan(**options)
@@ -77,7 +77,7 @@ def best_and_worst(
             u = model.uniforms(seed, numbers)
             u[:, : latents.TAG_SLOTS] = u[::candidates, : latents.TAG_SLOTS].repeat_interleave(candidates, 0)
             pairs = model.draw(seed, numbers, plan, u=u)
-            scores = (score or own_score(model))(pairs)
+            scores = scores_of(model, pairs, candidates, score)
             for i in range(0, len(pairs), candidates):
                 ranked = sorted(range(i, i + candidates), key=lambda j: scores[j])
                 if scores[ranked[-1]] > scores[ranked[0]]:

@@ -199,14 +199,15 @@ class Served(Tokun):
 
 
 def served(model: Tokun, url: str) -> Served:
-    """The model, with its pairs drawn by the server at `url`. Pictures are drawn without guidance; requests for it are refused.
+    """The model, with its pairs drawn by the server at `url`. Pictures are drawn without guidance, one for each pair unless several are
+    asked for; requests for guidance are refused.
 
     Raises UserError for a server that cannot be reached, and for a model with an adapter.
     """
     if model.adapter:
         raise UserError(f"--backend {url} knows no adapter, and the model uses {model.adapter}: leave one of them out")
     made = Served(**{each.name: getattr(model, each.name) for each in fields(Tokun)})
-    made.defaults = replace(model.defaults, guidance_scale=1.0)
+    made.defaults = replace(model.defaults, guidance_scale=1.0, best_of=1)
     made.server = Server(url)
     return made
 

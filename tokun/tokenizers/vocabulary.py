@@ -47,6 +47,10 @@ class Tags:
         out = [f"<{kind}:{getattr(self, kind)}>" for kind in TAG_KINDS if kind != "grid" and getattr(self, kind)]
         return out + ([grid_name(self.grid)] if self.grid else [])
 
+    def untold(self) -> Tags:
+        """The same register and grid, without style, subject and thing: a picture has to show these by itself."""
+        return Tags(register=self.register, grid=self.grid)
+
 
 @dataclass(frozen=True)
 class Vocabulary:
