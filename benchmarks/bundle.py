@@ -93,7 +93,7 @@ REPEATS = (
     "  at all twice that training captions hardly ever have twice"
 )
 SHEETS = {  # of tokun.evaluate, and what they show
-    "samples": "The first 64 samples of seed 1000, as they come, each with the caption of its own sequence",
+    "samples": "The first 64 samples of seed 1000, single draws, each with the caption of its own sequence",
     "nearest": "The samples that are nearest to a training picture (by SqueezeNet features), and what they are nearest to",
     "doctor": "Held-out pictures and their reconstructions: the best and the worst by PSNR",
 }
