@@ -209,7 +209,7 @@ def from_a_seed(gr: Any, studio: demo.Studio) -> Part:
                 count = gr.Slider(1, demo.MAX_PAIRS, 1, step=1, label="Prints of this seed")
                 best = gr.Slider(
                     1, demo.MAX_CANDIDATES, min(defaults.best_of, demo.MAX_CANDIDATES), step=1, label="Candidates",
-                    info="per print: the model keeps the one that fits its words best", elem_id="candidates",
+                    info="the best of them is kept", elem_id="candidates",
                 )  # fmt: skip
         draw = gr.Button("Generate", variant="primary", elem_id="generate")
     f = fields
