@@ -1,4 +1,5 @@
-"""docs/demo.png: the demo as a visitor sees it, with eight prints of seed 42, each the best of eight, one of them selected. docs/demo-phone.png: on a phone.
+"""docs/demo.png: the demo as a visitor sees it, with eight prints of seed 42, each the best of eight candidates, one of them selected.
+docs/demo-phone.png: the same on a phone.
 
 python -m benchmarks.screenshot --out docs/demo.png --phone docs/demo-phone.png      needs the extras app, svg and dev, and Chromium
 """
