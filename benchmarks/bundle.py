@@ -84,10 +84,14 @@ The figures above say how often words and picture fit.
 It knows the questions that data_tools.questions asks, and no others.
 - It draws little of what a text asks for beyond the kind and the layout.
 - Words are drawn with text_guidance_scale {guidance:g}, which keeps them closer to what the model sees in its picture{repeats}.
-- A code stands for 8x8 pixels: lettering and the finest lines are lost in the codes already.
+{choices}- A code stands for 8x8 pixels: lettering and the finest lines are lost in the codes already.
 - The books are of their time (sixteenth to early twentieth century): depictions and words that are demeaning by present standards,
   war and execution occur in the data and may show in samples.
 - English only. Technique is known for whole books; of plates it is not known and says `engraving`."""
+CHOICES = (
+    "- Figures and sheets here are of single draws. `sample.py`, `model(seed)` and the demo draw {best_of} candidates for each pair and\n"
+    "  keep the one whose picture and words fit each other best, by PMI in both directions.\n"
+)
 REPEATS = (
     ", and with no_repeats: no word and no short phrase twice in a row, no word\n"
     "  at all twice that training captions hardly ever have twice"
@@ -229,6 +233,7 @@ def texts(
             hours=round(hours),
             guidance=d.text_guidance_scale,
             repeats=REPEATS if d.no_repeats else "",
+            choices=CHOICES.format(best_of=d.best_of) if d.best_of > 1 else "",
         ),
         "recipe": "\n- ".join(recipe),
         "table": without_folders(args.table.read_text(encoding="utf-8")) if args.table else "",

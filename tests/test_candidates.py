@@ -15,7 +15,7 @@ from tokun.cli import sample
 from tokun.config import from_dict
 from tokun.data import ShardIndex
 from tokun.evaluate import coherence
-from tokun.inference import bulk, candidates
+from tokun.inference import bulk, candidates, sampling
 from tokun.inference import model as module
 from tokun.inference.load import load
 from tokun.tokenizers import sequences
@@ -41,7 +41,7 @@ def test_both_orders_of_a_pair_are_scored_in_one_pass_each(shaped_model):
 def test_pmi_both_is_the_mean_of_both_directions_without_tags(shaped_model):
     model = replace(shaped_model, tasks=("joint", "text_to_image"))
     pairs = model.sample(3, 4)
-    tags, codes, captions = [p.tags.untold() for p in pairs], [p.codes for p in pairs], [p.caption_ids for p in pairs]
+    tags, codes, captions = [p.tags.without_kinds() for p in pairs], [p.codes for p in pairs], [p.caption_ids for p in pairs]
     words = model.pmi(tags, captions, codes)
     drawn = model.image_nll(tags, codes)
     prompted = [nats for nats, _ in model.pair_nll(tags, codes, captions, caption_first=True)]
@@ -139,7 +139,9 @@ def test_choices_beside_single_draws_of_the_same_folder_replace_nothing(choosing
 
 def test_a_pipeline_keeps_the_best_unless_it_is_told_otherwise(choosing_folder):
     pipe, model = tokun.pipeline(choosing_folder), load(choosing_folder, device="cpu")
-    assert pipe(5)["caption"] == model(5)[1] and pipe(5, best_of=1)["caption"] == model.sample(5, 1)[0].caption
+    seed = next(seed for seed in range(20) if model.best_of(seed, 1, 3)[0].index)
+    (best,), (first,) = model.best_of(seed, 1, 3), model.sample(seed, 1)
+    assert pipe(seed)["caption"] == model(seed)[1] == best.caption != first.caption == pipe(seed, best_of=1)["caption"]
 
 
 def test_the_first_candidate_is_watched_in_every_batch(shaped_model):
@@ -157,7 +159,7 @@ def test_a_checkpoint_that_asks_for_an_impossible_number_is_refused(choosing_fol
     tree = json.loads(path.read_text(encoding="utf-8"))
     tree["defaults"]["best_of"] = number
     path.write_text(json.dumps(tree), encoding="utf-8")
-    with pytest.raises(ValueError, match="best-of is"):
+    with pytest.raises(ValueError, match=r"sampling.json: defaults.best_of is .*; it must be a whole number from 1 to 10,000"):
         load(choosing_folder, device="cpu")
 
 
@@ -176,7 +178,7 @@ def test_the_rank_by_both_directions_is_that_of_the_score(shaped_model):
     model = replace(shaped_model, tasks=("joint", "text_to_image"))
     pairs = model.sample(3, 5)
     rows = np.array([[i, *(j for j in range(5) if j != i)] for i in range(5)])
-    bare = [replace(pair, tags=pair.tags.untold()) for pair in pairs]
+    bare = [replace(pair, tags=pair.tags.without_kinds()) for pair in pairs]
     table = coherence.pmi_of(model, bare, rows) - coherence.drawn_nats(model, bare, rows)
     for i, row in enumerate(rows):
         mixed = [replace(pairs[i], caption_ids=pairs[j].caption_ids) for j in row]
@@ -190,11 +192,19 @@ def test_no_pairs_have_no_scores(tiny_model):
 
 def test_sequences_are_scored_fewer_at_a_time_where_their_logits_are_many(shaped_model, monkeypatch):
     pairs = shaped_model.sample(3, 5)
-    at_once = candidates.pmi_both(shaped_model, pairs)
-    given, sizes = shaped_model.generator.forward, []
-    monkeypatch.setattr(module, "MOST_LOGITS", 2 * shaped_model.generator.config.vocab_size * 100)
-    monkeypatch.setattr(shaped_model.generator, "forward", lambda **rows: sizes.append(len(rows["input_ids"])) or given(**rows))
-    assert candidates.pmi_both(shaped_model, pairs) == pytest.approx(at_once, abs=1e-3) and max(sizes) < len(pairs)
+    at_once, sizes, own = candidates.pmi_both(shaped_model, pairs), [], sampling.token_nll
+    tags = [p.tags.without_kinds() for p in pairs]
+    longest = max(len(sequences.pair_to_score(shaped_model.vocabulary, t, p.codes, p.caption_ids)) for t, p in zip(tags, pairs))
+    monkeypatch.setattr(module, "MOST_LOGITS", 2 * shaped_model.generator.config.vocab_size * longest)
+    monkeypatch.setattr(sampling, "token_nll", lambda model, v, ids, begin: sizes.append(len(ids)) or own(model, v, ids, begin))
+    assert candidates.pmi_both(shaped_model, pairs) == pytest.approx(at_once, abs=1e-3)
+    assert sizes == [2, 2, 1] * 2, "in both orders"
+
+
+def test_the_rank_by_both_directions_is_of_a_few_pairs(shaped_model, monkeypatch):
+    monkeypatch.setattr(coherence, "DRAWN", 3)
+    alone, both = coherence.without_tags(replace(shaped_model, tasks=()), shaped_model.sample(3, 5), "generated", 0)
+    assert (alone.n, both.n) == (5, 3)
 
 
 def test_a_config_that_asks_for_too_many_is_refused():

@@ -310,7 +310,7 @@ def test_what_a_direction_cannot_take_is_refused_in_words(tiny_model, picture):
         (lambda: tiny_model.caption(picture, []), "at least one of plain"),
         (lambda: tiny_model.caption(picture, ["plain", ""]), "at least one of plain"),
         (lambda: tiny_model.interpolate(1, 2, 10**10), "at least 2 steps, its ends, and at most 10,000"),
-        (lambda: tiny_model.best_of(1, 2, 10**11), "best-of is"),
+        (lambda: tiny_model.best_of(1, 2, 10**11), "best_of is"),
         (lambda: tiny_model.sample(1, indices=[0.5]), "must be integers"),
         (lambda: tiny_model.sample(1, indices=[True]), "must be integers"),
         (lambda: tiny_model.sample(1, indices=[]), "no sample was requested"),

@@ -215,7 +215,7 @@ class WordsConfig:
     register: str = ""  # of the captions; an unknown one becomes a new tag
 
 
-MAX_CANDIDATES = 10_000  # of a sample
+MAX_CANDIDATES = 10_000  # of a pair
 
 
 @dataclass

@@ -207,8 +207,8 @@ class Studio:
         shape: object = "",
         adapter: object = None,
     ) -> Wishes:
-        """The options besides a seed. A temperature and a guidance that are None or the model's defaults are left out: then the seed's pair
-        is that of `sample.py`, with as many candidates."""
+        """The options besides a seed. A temperature and a guidance that are None or the model's defaults are left out: then a print is what
+        `sample.py` gives with as many candidates."""
         name = self.adapter(adapter)
         known, usual = self.known[name], self.models[name].defaults
         options = {

@@ -412,8 +412,8 @@ def connect_links(gr: Any, page: Any, events: Events, kept: Part, shown: Part, s
         counted = [form[name] for name in ("seed", "n", "from", "to", "steps")]
         tab = gr.update(selected="walk" if form["walk"] else "seed")
         single = form["n"] == 1 and not form["chosen"]  # one print's own link has one candidate, which is no wish for the next
-        shown = {**form, "best": None} if single else form
-        return form, tab, *counted, form["prompt"], form["adapter"], *fields_of(gr, studio, form["adapter"], shown)
+        filled = {**form, "best": None} if single else form
+        return form, tab, *counted, form["prompt"], form["adapter"], *fields_of(gr, studio, form["adapter"], filled)
 
     # queued: only then does Gradio notice that the State has changed
     page.load(ask, None, [kept.asked, shown.tabs, *numbers, seeds.prompt, seeds.adapter, *fields], **QUIET)

@@ -86,7 +86,7 @@ def candidates_of(model: Tokun, args: argparse.Namespace) -> int:
         return args.best_of
     if shards_wanted(args) or mode_of(args) != "plain":
         return 1
-    if model.defaults.best_of == 1 and (named := next((name for name in ("pairs", "clip", "reward") if getattr(args, name)), "")):
+    if model.defaults.best_of == 1 and (named := next((name for name in CHOOSES if getattr(args, name)), "")):
         raise UserError(CHOOSES[named])
     return model.defaults.best_of
 
@@ -126,7 +126,7 @@ def write_samples(model: Tokun, args: argparse.Namespace, enlarge: Enlarge) -> N
         )
     options, score = options_of(args), score_of(model, args) if args.best_of > 1 else None
     plan = model.plan(**options)  # for all batches: with a prompt its tags are inferred once
-    chosen = {"best_of": args.best_of, "reward": args.reward, "clip": args.clip}
+    chosen = {"best_of": args.best_of, "reward": args.reward, "clip": args.clip, **({"limit": args.max_bytes} if args.reward else {})}
     if args.best_of > 1:
         chosen["named_by"] = "choice"  # earlier versions named by sample: their unfinished runs are not gone on with
     together = max(1, args.batch_size // args.best_of)  # pairs of a batch, with their candidates

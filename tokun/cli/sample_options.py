@@ -102,8 +102,8 @@ def mistake_in(args: argparse.Namespace, given: list[str]) -> str:
     mistakes = [
         (args.question is not None and args.image is None, "--question is about a picture: name it with --image"),
         (args.invert is not None and not args.caption.strip(), "--invert needs --caption: the latent decides picture and words"),
+        (chooses and args.shard_size, f"--{chooses} needs several candidates, and shards hold single draws: leave out --shard-size"),
         *((getattr(args, name) and args.best_of == 1, told) for name, told in CHOOSES.items()),
-        (chooses and args.shard_size, f"--{chooses} chooses among candidates, and shards hold single draws: leave one of them out"),
         (args.reward and args.clip, "--clip MODEL is the same as --reward clip=MODEL: give one of them"),
         (args.video and not args.interpolate, "--video shows an interpolation: name its seeds with --interpolate"),
         (idle, f"--{''.join(idle[:1]).replace('_', '-')} has no effect {where_of(mode)}: leave it out"),
@@ -126,7 +126,7 @@ def add_places(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=42, help="seed of the latents (%(default)s)")
     add("--n", type=_positive, default=None, help="number of samples of the seed (16), or of texts (1)")
     add("--out", type=home_path, default=Path("outputs"), help="the output folder (%(default)s)")
-    add("--batch-size", type=_positive, default=16, help="samples per batch (%(default)s)")
+    add("--batch-size", type=_positive, default=16, help="samples, or candidates, that are drawn at a time (%(default)s)")
     add("--device", default=None, help="cpu, cuda, cuda:1 …; default: a GPU if there is one")
     add(
         "--dtype",
@@ -191,8 +191,8 @@ def add_forms(parser: argparse.ArgumentParser) -> None:
         type=_positive,
         default=None,
         metavar="K",
-        help="for each pair, the best of K candidates by PMI in both directions; 1: single draws. Default: what the checkpoint asks for "
-        "(the bundled model: 8); for shards 1",
+        help="for each pair, the best of K candidates by PMI in both directions; 1: single draws. Default: what the checkpoint asks "
+        "for (its best_of); for shards 1",
     )
     add(
         "--pairs",

@@ -89,29 +89,30 @@ def by_pmi(model: Tokun, pairs: Sequence[RealPair | Pair], what: str, seed: int)
 
 def without_tags(model: Tokun, pairs: Sequence[RealPair | Pair], what: str, seed: int) -> list[Figure]:
     """The share of own captions put first while style, subject and thing are withheld, as from any judge that sees the picture alone; and
-    the same by PMI in both directions (`candidates.pmi_both`), if the model draws from captions.
+    the same by PMI in both directions (`candidates.pmi_both`), of at most DRAWN pairs, if the model draws from captions.
 
     Under the pair's tags, PMI leaves out what the tags say already: a rival of another kind is unlikely with the picture and without it.
     """
-    _, others = rivals([tuple(pair.caption_ids) for pair in pairs], seed)
+    order, others = rivals([tuple(pair.caption_ids) for pair in pairs], seed)
     if not others.size:
         return []
-    bare = [replace(pair, tags=pair.tags.untold()) for pair in pairs]
+    bare = [replace(pair, tags=pair.tags.without_kinds()) for pair in pairs]
     rows = np.concatenate([np.arange(len(pairs))[:, None], others], 1)
     pmi, found = pmi_of(model, bare, rows), []
     if bare != list(pairs):  # else by_pmi has told it
         found.append(first_of("PMI without tags", what, pmi[:, 0], pmi[:, 1:]))
     if model.can("text_to_image"):
-        both = pmi[:DRAWN] - drawn_nats(model, bare, rows[:DRAWN])
+        few = order[:DRAWN]
+        both = pmi[few] - drawn_nats(model, bare, rows[few])
         found.append(first_of("PMI in both directions, without tags,", what, both[:, 0], both[:, 1:]))
     return found
 
 
 def drawn_nats(model: Tokun, pairs: Sequence[RealPair | Pair], candidates: np.ndarray) -> np.ndarray:
-    """(n, k) nats of picture i drawn from the captions of the pairs candidates[i] (n, k), under the tags of pair i; `pairs` may be more."""
+    """(n, k) nats of the picture of pair candidates[i, 0], under its tags, drawn from the captions of the pairs candidates[i]."""
     out = np.empty(candidates.shape)
-    for i, (pair, row) in enumerate(zip(tqdm(pairs, desc="pictures given captions", unit="picture", leave=False), candidates.tolist())):
-        captions = [pairs[j].caption_ids for j in row]
+    for i, row in enumerate(tqdm(candidates.tolist(), desc="pictures given captions", unit="picture", leave=False)):
+        pair, captions = pairs[row[0]], [pairs[j].caption_ids for j in row]
         both = model.pair_nll([pair.tags] * len(row), [pair.codes] * len(row), captions, caption_first=True)
         out[i] = [drawn for drawn, _ in both]
     return out

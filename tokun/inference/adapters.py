@@ -110,7 +110,7 @@ def read(path: str | Path, name: str = "") -> Adapter:
         config, about = (json.loads((folder / part).read_text(encoding="utf-8")) for part in (CONFIG, ABOUT))
         counts = read_counts(about["tag_counts"])
         defaults, tasks = SamplingConfig(**about["defaults"]), tuple(map(str, about["tasks"]))
-        require_candidates(defaults.best_of)
+        require_candidates(defaults.best_of, f"{folder / ABOUT}: defaults.")
         base, made_on = str(about["base"]), str(about["base_fingerprint"])
         require_mergeable(config)
         tensors = load_file(folder / WEIGHTS)

@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 Score = Callable[[list["Pair"]], list[float]]
 
 
-def require_candidates(count: int, least: int = 1) -> None:
-    """Raise UserError unless a sample can have that many candidates."""
+def require_candidates(count: int, where: str = "", least: int = 1) -> None:
+    """Raise UserError, beginning with `where`, unless a pair can have that many candidates."""
     if not is_whole(count) or not least <= count <= MAX_CANDIDATES:
-        raise UserError(f"best-of is {count!r}; it must be a whole number from {least} to {MAX_CANDIDATES:,}")
+        raise UserError(f"{where}best_of is {count!r}; it must be a whole number from {least} to {MAX_CANDIDATES:,}")
 
 
 def pmi_both(model: Tokun, pairs: Sequence[Any]) -> list[float]:
@@ -42,7 +42,7 @@ def pmi_both(model: Tokun, pairs: Sequence[Any]) -> list[float]:
     """
     if not pairs:
         return []
-    tags = [pair.tags.untold() for pair in pairs]
+    tags = [pair.tags.without_kinds() for pair in pairs]
     captions, codes = [pair.caption_ids for pair in pairs], [pair.codes for pair in pairs]
     if not model.can("text_to_image"):
         return model.pmi(tags, captions, codes)
@@ -60,7 +60,7 @@ OWN_SCORES: dict[str, Callable[[Tokun, list[Pair]], list[float]]] = {
 """Scores by the model itself; the last three are those that a pair was drawn with."""
 
 
-def own_score(model: Tokun, name: str = "pmi_both") -> Score:
+def own_score(model: Tokun, name: str) -> Score:
     """One of OWN_SCORES as the `score` of `best_of`."""
     return partial(OWN_SCORES[name], model)
 
@@ -87,14 +87,18 @@ def best_of(
     pairs = model.draw(seed, range(first * candidates, (first + n) * candidates), plan or model.plan(**options), watch=watch)
     if candidates == 1:
         return pairs
-    groups = [range(i * candidates, (i + 1) * candidates) for i in range(n)]
-    scores = scored(model, pairs, candidates, score)
-    return [pairs[max(group, key=lambda j: scores[j])] for group in groups]
+    scores = scores_of(model, pairs, candidates, score, watch)
+    return [pairs[max(range(i, i + candidates), key=lambda j: scores[j])] for i in range(0, len(pairs), candidates)]
 
 
-def scored(model: Tokun, pairs: list[Pair], candidates: int, score: Score | None) -> list[float]:
+def scores_of(model: Tokun, pairs: list[Pair], candidates: int, score: Score | None = None, watch: Watch | None = None) -> list[float]:
     """The score of each pair (None: `pmi_both`). By default one sample's candidates at a time: the last digits of a likelihood depend on
-    its batch, and choices must not depend on their number."""
+    its batch, and a choice must not depend on how many are made. `watch` sees the first pair before each."""
     if score is not None:
         return score(pairs)
-    return [value for i in range(0, len(pairs), candidates) for value in pmi_both(model, pairs[i : i + candidates])]
+    found: list[float] = []
+    for i in range(0, len(pairs), candidates):
+        if watch is not None:
+            watch(pairs[0].codes, pairs[0].caption_ids)
+        found += pmi_both(model, pairs[i : i + candidates])
+    return found

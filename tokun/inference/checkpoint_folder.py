@@ -92,9 +92,9 @@ def read_settings(path: Path) -> Settings:
             sampling.Choice(temperature, defaults.top_k, defaults.top_p)
         for name in ("guidance_scale", "text_guidance_scale"):
             require_scale(name, getattr(defaults, name))
-        require_candidates(defaults.best_of)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} cannot be read: {error!r}. Copy the whole checkpoint again") from error
+    require_candidates(settings.defaults.best_of, f"{path}: defaults.")
     return settings
 
 

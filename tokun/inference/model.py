@@ -237,7 +237,7 @@ class Tokun:
         return out
 
     def can(self, task: str) -> bool:
-        """Whether it was trained on the task. A checkpoint from before tasks were recorded may have been."""
+        """Whether it was trained on the task; of a checkpoint from before tasks were recorded, any is tried."""
         return not self.tasks or task in self.tasks
 
     def uniforms(self, seed: int, indices: Sequence[int]) -> Tensor:
@@ -451,7 +451,7 @@ class Tokun:
 
     def _rows(self, batch_size: int, length: int) -> int:
         """How many sequences of that length are scored at a time: fewer than asked for where their logits would need too much memory."""
-        return max(1, min(batch_size, MOST_LOGITS // (self.generator.config.vocab_size * length)))
+        return max(1, min(batch_size, MOST_LOGITS // (self.generator.config.get_text_config().vocab_size * length)))
 
     def pair_nll(
         self,

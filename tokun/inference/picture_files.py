@@ -60,7 +60,8 @@ def write(
     Batches that an earlier call with the same `asked` finished are kept. Raises UserError if `out` holds more than MANY pictures of an
     unfinished call with another.
     """
-    asked = json.loads(json.dumps({**asked, **enlarge.record(), "n": n, "batch_size": batch_size, "svg_bytes": svg_bytes}))
+    # a caller's own "batch_size" is that of samples, which are drawn with all their candidates
+    asked = json.loads(json.dumps({"batch_size": batch_size, **asked, **enlarge.record(), "n": n, "svg_bytes": svg_bytes}))
     state = out / STATE
     there = checkpoint.read_record(state / ASKED)
     if there != asked:

@@ -19,8 +19,7 @@ from tqdm import tqdm
 
 from tokun import data
 from tokun.inference import latents
-from tokun.inference.candidates import require_candidates
-from tokun.inference.candidates import scored as scores_of
+from tokun.inference.candidates import require_candidates, scores_of
 from tokun.inference.sampling_arguments import with_sampling_options
 from tokun.tokenizers import sequences
 from tokun.tokenizers.sequences import Packed

@@ -199,8 +199,8 @@ class Served(Tokun):
 
 
 def served(model: Tokun, url: str) -> Served:
-    """The model, with its pairs drawn by the server at `url`. Pictures are drawn without guidance, one for each pair unless several are
-    asked for; requests for guidance are refused.
+    """The model, with its pairs drawn by the server at `url`. Pictures are drawn without guidance, and requests for it are refused. Its
+    own number of candidates is 1.
 
     Raises UserError for a server that cannot be reached, and for a model with an adapter.
     """

@@ -47,7 +47,7 @@ class Tags:
         out = [f"<{kind}:{getattr(self, kind)}>" for kind in TAG_KINDS if kind != "grid" and getattr(self, kind)]
         return out + ([grid_name(self.grid)] if self.grid else [])
 
-    def untold(self) -> Tags:
+    def without_kinds(self) -> Tags:
         """The same register and grid, without style, subject and thing: a picture has to show these by itself."""
         return Tags(register=self.register, grid=self.grid)
 
