@@ -204,6 +204,7 @@ def test_a_broken_adapter_is_refused_in_one_line_that_says_what_is_broken(base, 
         (adapters.CONFIG, b"{", "cannot be read: JSONDecodeError"),
         (adapters.ABOUT, json.dumps(about | {"tag_counts": [["etching", "", "many"]]}).encode(), "cannot be read: "),
         (adapters.ABOUT, json.dumps(about | {"defaults": {"heat": 1}}).encode(), "cannot be read: TypeError"),
+        (adapters.ABOUT, json.dumps(about | {"defaults": {"best_of": 0}}).encode(), "adapter.json: defaults.best_of is 0; it must be"),
     ):
         shutil.copytree(folder, tmp_path / "broken", dirs_exist_ok=True)
         (tmp_path / "broken" / part).write_bytes(content)

@@ -343,11 +343,31 @@ def test_the_sketch_of_a_candidate_says_that_it_is_one(studio):
     assert "the first of 4 candidates" in views.sketched(sketch) and "candidates" not in views.sketched(replace(sketch, candidates=1))
 
 
-def test_sheets_of_choices_are_bounded_and_of_several_batches_have_the_first_candidates_shape(shaped_model):
+def test_the_number_of_candidates_follows_the_adapter_and_a_link_that_names_it(adapted):
+    class Gradio:
+        update = staticmethod(dict)
+
+    studio = demo.Studio(adapted)
+    for name, one in studio.models.items():
+        one.defaults = replace(one.defaults, best_of=5 if name else 40)
+    *_, best = app.fields_of(Gradio, studio, "mine")
+    assert best == {"value": 5}
+    *_, best = app.fields_of(Gradio, studio, "")
+    assert best == {"value": demo.MAX_CANDIDATES}, "of more than the slider has"
+    *_, best = app.fields_of(Gradio, studio, "mine", {"best": 1})
+    assert best == {"value": 1}
+    *_, best = app.fields_of(Gradio, studio, "mine", {"best": None})
+    assert best == {"value": 5}, "one print's own link"
+
+
+def test_sheets_of_choices_are_bounded_and_of_several_batches_have_the_first_candidates_shape(shaped_model, monkeypatch):
+    monkeypatch.setattr(demo, "PAUSE", 1e-4)  # to sketch everything that is watched
     studio = demo.Studio(shaped_model)
     plain = [shaped_model.sample(seed, 17) for seed in range(20)]
     seed = next(seed for seed, pairs in enumerate(plain) if len(pairs[16].codes) > len(pairs[0].codes))
-    assert len(list(studio.draw(seed, 3, best=8))[-1]) == 3, "the sketches of later batches have the first candidate's shape"
+    *sketches, drawn = studio.draw(seed, 3, best=8)
+    assert len(drawn) == 3 and len(sketches) > 3
+    assert sketches[-1].caption == plain[seed][0].caption, "in later batches the first candidate stays"
     with pytest.raises(ValueError, match="12 prints of 16 candidates each are 192; up to 96"):
         list(studio.draw(1, 12, best=16))
 

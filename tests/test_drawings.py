@@ -9,17 +9,20 @@ import torch
 from safetensors.torch import save_file
 
 from tests.test_clip import tiny_clip
-from tokun.align import drawings
+from tokun.align import drawings, rewards
 from tokun.cli import sample
+from tokun.config import RewardConfig
 
 pytest.importorskip("resvg_py", reason="rendering back needs resvg_py (extra 'svg')")
 
 
-def test_the_best_of_several_is_chosen_by_its_drawing(shaped_folder, tmp_path, capsys):
+def test_the_best_of_several_is_chosen_by_its_drawing(shaped_model, shaped_folder, tmp_path, capsys):
     common = ["--checkpoint", str(shaped_folder), "--prompt", "A disc.", "--n", "1", "--best-of", "3", "--svg", "--max-bytes", "900"]
     sample.main([*common, "--reward", "svg", "--out", str(tmp_path)])
     (line,) = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
-    assert line["index"] in range(3) and (tmp_path / "000042-00.svg").stat().st_size <= 900
+    (likeness,) = rewards.make([RewardConfig("svg", max_bytes=900)], shaped_model)
+    scores = likeness(shaped_model.sample(42, 3, prompt="A disc."))
+    assert line["index"] == max(range(3), key=lambda k: scores[k]) and (tmp_path / "000042-00.svg").stat().st_size <= 900
     for options, told in (
         (["--reward", "svg", "--clip", "x"], "--clip MODEL is the same as --reward clip=MODEL"),
         (["--reward", "sgv"], "kind is 'sgv'"),

@@ -321,6 +321,13 @@ def test_samples_of_another_seed_are_refused(tiny_model, tmp_path):
 # --- the command ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("reward", ["pmi_both", "likelihood"])
+def test_a_score_without_candidates_is_refused(tmp_path, capsys, reward):
+    with pytest.raises(SystemExit):
+        command.main(["--shards", "val.tar", "--out", str(tmp_path), "--reward", reward])
+    assert "--reward chooses among several candidates: say how many with --best-of" in capsys.readouterr().err
+
+
 def test_the_command_measures_choices_as_they_are_asked_for(checkpoint_folder, tiny_model, toy_shards, tmp_path):
     command.main(["--checkpoint", str(checkpoint_folder), "--shards", str(toy_shards), "--n-samples", "2", "--seed", "5",
                    "--only", "viewer", "--viewer-n", "1", "--best-of", "4", "--reward", "likelihood", "--out", str(tmp_path)])  # fmt: skip

@@ -109,6 +109,14 @@ def test_pmi_without_tags_withholds_style_subject_and_thing(tiny_model, held_out
     assert found.value == pytest.approx(np.mean(right))
 
 
+def test_pmi_without_tags_is_not_told_twice_of_pairs_without_any(tiny_model, held_out, monkeypatch):
+    bare = [replace(pair, tags=pair.tags.without_kinds()) for pair in held_out]
+    (both,) = coherence.without_tags(replace(tiny_model, tasks=("joint", "text_to_image")), bare, "held-out", 0)
+    assert both.name.startswith("PMI in both directions")
+    monkeypatch.setattr(coherence, "pmi_of", lambda *_: pytest.fail("computed for nothing"))
+    assert coherence.without_tags(replace(tiny_model, tasks=("joint",)), bare, "held-out", 0) == []
+
+
 def test_nats_of_a_caption_do_not_depend_on_its_company(tiny_model, pairs):
     prefix = sequences.caption_prompt(tiny_model.vocabulary, pairs[0].tags, None)
     captions = [pair.caption_ids for pair in pairs]

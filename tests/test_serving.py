@@ -10,7 +10,7 @@ import socket
 import sys
 import threading
 import types
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -471,8 +471,8 @@ def test_the_demo_draws_through_a_server(tiny_model, checkpoint_folder, server, 
 
 
 def test_what_a_server_cannot_draw_is_refused_and_what_needs_no_server_is_done_here(tiny_model, server):
-    far = backend.served(tiny_model, server[0])
-    assert far.defaults.guidance_scale == 1
+    far = backend.served(replace(tiny_model, defaults=replace(tiny_model.defaults, best_of=3)), server[0])
+    assert far.defaults.guidance_scale == far.defaults.best_of == 1
     with pytest.raises(ValueError, match="guidance_scale is 3, but a vLLM server draws pictures without guidance: leave it at 1"):
         far.sample(3, n=1, guidance_scale=3)
     asked = len(server[1].seen)

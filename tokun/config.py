@@ -405,6 +405,7 @@ PATHS = (
     ("grpo", "eval_prompts"),
     ("grpo", "features"),
 )
+AT_MOST = {"best_of": MAX_CANDIDATES}
 NOT_NEGATIVE = {"loss_chunk", "keep_best", "rank", "passes"}
 PAIRS = {"crop_scale", "betas"}  # lists of exactly two numbers
 MOST_RATIO = 3  # of the largest grid's codes to the smallest's, so that batches of all grids cost about the same
@@ -418,8 +419,8 @@ def _check_counts(config: Config, *, where: str) -> None:
         for name, value in dataclasses.asdict(values).items():
             if name in POSITIVE and value < 1:
                 raise UserError(f"{where}: {section.name}.{name} is {value}; it must be at least 1")
-            if name == "best_of" and value > MAX_CANDIDATES:
-                raise UserError(f"{where}: {section.name}.{name} is {value}; it must be at most {MAX_CANDIDATES:,}")
+            if name in AT_MOST and value > AT_MOST[name]:
+                raise UserError(f"{where}: {section.name}.{name} is {value}; it must be at most {AT_MOST[name]:,}")
             if name in NOT_NEGATIVE and value < 0:
                 raise UserError(f"{where}: {section.name}.{name} is {value}; it must be 0 or more")
             if name in PAIRS and len(value) != 2:

@@ -44,7 +44,7 @@ class Events:
         yield from self.drawn({"seed": seed, "n": n, "best": best}, dict(zip(links.WISHES, wishes)), history)
 
     def drawn(self, numbers: dict[str, object], wishes: dict[str, object], history: list[Print]) -> Iterator[Any]:
-        """-> plate, current print, history, gallery. `numbers`: seed, n, and if not the first print and as drawn, no and best."""
+        """-> plate, current print, history, gallery. `numbers`: seed and n; no (else 0) and best (else 1) as in `Studio.draw`."""
         skip = self.gr.skip()
         for news in self.studio.draw(**numbers, **wishes):
             if isinstance(news, demo.Sketch):

@@ -97,9 +97,12 @@ def without_tags(model: Tokun, pairs: Sequence[RealPair | Pair], what: str, seed
     if not others.size:
         return []
     bare = [replace(pair, tags=pair.tags.without_kinds()) for pair in pairs]
+    told = bare == list(pairs)  # by `by_pmi`
+    if told and not model.can("text_to_image"):
+        return []
     rows = np.concatenate([np.arange(len(pairs))[:, None], others], 1)
     pmi, found = pmi_of(model, bare, rows), []
-    if bare != list(pairs):  # else by_pmi has told it
+    if not told:
         found.append(first_of("PMI without tags", what, pmi[:, 0], pmi[:, 1:]))
     if model.can("text_to_image"):
         few = order[:DRAWN]

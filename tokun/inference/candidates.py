@@ -1,4 +1,4 @@
-"""The best of several: candidates of a sample, and the scores by which one is chosen.
+"""The best of several: the candidates of a pair, and the scores by which one is chosen.
 
 pmi_both     PMI as the model estimates it from picture to caption and from caption to picture, without tags: the default
 pmi          nats of the caption that its picture explains: log p(caption | picture) - log p(caption), under the pair's tags
@@ -78,8 +78,9 @@ def best_of(
     watch: Watch | None = None,
     **options: Unpack[SamplingArguments],
 ) -> list[Pair]:
-    """For each of n samples, the candidate with the highest score (default: `pmi_both`). A `plan` replaces the options, and can serve
-    several calls. `watch` is that of `Tokun.sample`; it sees the first candidate.
+    """For each of n pairs, the candidate with the highest score (default: `pmi_both`). A `plan` replaces the options, and can serve several
+    calls. `watch` is that of `Tokun.sample`; it sees the first candidate. Raises UserError as `Tokun.sample` does, or for an impossible
+    number of candidates.
 
     Choice i, counted from `first`, is among the samples i * candidates … of the seed, so it does not depend on n.
     """
@@ -92,7 +93,7 @@ def best_of(
 
 
 def scores_of(model: Tokun, pairs: list[Pair], candidates: int, score: Score | None = None, watch: Watch | None = None) -> list[float]:
-    """The score of each pair (None: `pmi_both`). By default one sample's candidates at a time: the last digits of a likelihood depend on
+    """The score of each pair (None: `pmi_both`). By default one choice's candidates at a time: the last digits of a likelihood depend on
     its batch, and a choice must not depend on how many are made. `watch` sees the first pair before each."""
     if score is not None:
         return score(pairs)
