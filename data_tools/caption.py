@@ -50,8 +50,9 @@ def make_parser() -> argparse.ArgumentParser:
     add("--registers", default=",".join(words.registers), help=f"any of {','.join(registers.REGISTERS)} (%(default)s)")
     add("--hashtags", action=argparse.BooleanOptionalAction, default=words.hashtags, help="add them to social captions (yes)")
     add("--hints", default=",".join(words.hints), help="metadata to put into prompts, or none (%(default)s)")
-    for group in (add_writers, add_table, add_rows, add_places):
+    for group in (add_writers, add_table, add_rows):
         group(parser)
+    add_options(parser, "a shard", "SHARDS, --out and --endpoint")
     return parser
 
 
@@ -124,11 +125,6 @@ def add_rows(parser: argparse.ArgumentParser) -> None:
         help="score captions by open_clip: ViT-B-32:laion2b_s34b_b79k, hf-hub:…, a folder",
     )  # fmt: skip
     what("--keep-best", default="100%", metavar="SHARE", help="share to keep, by score, such as 90%% (%(default)s)")
-
-
-def add_places(parser: argparse.ArgumentParser) -> None:
-    """Options for where the work is done."""
-    add_options(parser, "a shard", "SHARDS, --out and --endpoint")
 
 
 def parse_share(text: str) -> float:

@@ -177,8 +177,7 @@ def perplexity(counts: np.ndarray) -> float:
 
 def spread(values: Sequence[float], digits: int = 0) -> str:
     """Minimum, quartiles, 95th percentile and maximum of a list of numbers."""
-    low, q1, median, q3, p95, high = np.percentile(values, (0, 25, 50, 75, 95, 100))
-    named = zip(("min", "25%", "median", "75%", "95%", "max"), (low, q1, median, q3, p95, high))
+    named = zip(("min", "25%", "median", "75%", "95%", "max"), np.percentile(values, (0, 25, 50, 75, 95, 100)))
     return " · ".join(f"{name} {value:.{digits}f}" for name, value in named)
 
 

@@ -101,15 +101,12 @@ def known_of(record: dict[str, Any], image: Image.Image | None) -> dict[str, tup
     """kind of question -> (answer, or "" if unknown; the things counted)."""
     caption, thing = caption_of(record), words(record.get("thing"))
     number, things = number_of(caption, thing)
+    technique = words(record.get("style")) or facts_of(record).technique
     return {
-        "what": (caption, ""), "thing": (named(thing), ""), "technique": (with_article(technique_of(record)), ""),
+        "what": (caption, ""), "thing": (named(thing), ""), "technique": (with_article(technique), ""),
         "subject": (words(record.get("subject")), ""), "number": (number, things),
         "tone": (tone(image) if image is not None else "", ""), "ground": (ground(image) if image is not None else "", ""),
     }  # fmt: skip
-
-
-def technique_of(record: dict[str, Any]) -> str:
-    return words(record.get("style")) or facts_of(record).technique
 
 
 def caption_of(record: dict[str, Any]) -> str:

@@ -19,7 +19,6 @@ import hashlib
 import io
 import json
 import math
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +31,7 @@ from tokun.data.shards import ShardIndex, write_samples
 from tokun.utils import console
 from tokun.utils.console import home_path
 from tokun.utils.errors import UserError
+from tokun.utils.files import whole_file
 from tokun.utils.lock import alone_in
 
 SHAPES = ("disc", "square", "triangle", "star", "tree", "house", "ship", "moon", "mountain")
@@ -404,17 +404,6 @@ def _is_whole(path: Path, seed: int, indices: range, side: int) -> bool:
     return True
 
 
-def _draw_shard(path: Path, seed: int, indices: range, side: int) -> None:
-    """Write one tar to a temporary file and rename it, so that `path` is either complete or missing."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(aside, "wb") as tar:
-            write_samples(tar, (_item(seed, index, side) for index in indices))
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
 def write_shards(out_dir: str | Path, n: int, seed: int, side: int, prefix: str = "train", shard_size: int = 1000) -> list[Path]:
     """Write items 0..n-1 of `seed` as WebDataset shards `PREFIX-00000.tar …`; returns their paths in order.
 
@@ -432,7 +421,8 @@ def write_shards(out_dir: str | Path, n: int, seed: int, side: int, prefix: str 
         raise UserError(f"{unexpected[0]} is not one of the {len(paths)} shards requested: remove it, or use another --out")
     for path, indices in zip(paths, parts):
         if not _is_whole(path, seed, indices, side):
-            _draw_shard(path, seed, indices, side)
+            with whole_file(path) as aside, open(aside, "wb") as tar:
+                write_samples(tar, (_item(seed, index, side) for index in indices))
     return paths
 
 

@@ -145,14 +145,15 @@ def finish(
             report.damaged += read_journal(folder.journal(shard))[0].get("damaged", [])
             left[shard.name] = len(rows) - len(left_out)
         report.cost = sum(count * price for count, price in zip(report.tokens, prices)) / 1e6
-        write_end(folder, ranking.reasons, {"settings": settings, "clip": clip, **report.as_json(), "shards": left})
+        write_end(folder.out, ranking.reasons, {"settings": settings, "clip": clip, **report.as_json(), "shards": left})
+        (folder.out / STATE / "retry").unlink(missing_ok=True)
     return report
 
 
-def write_end(folder: Folder, reasons: list[dict[str, Any]], record: dict[str, Any]) -> None:
-    if reasons:
-        write_text(folder.out / LEFT_OUT, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in reasons))
+def write_end(out: Path, left_out: list[dict[str, Any]], record: dict[str, Any]) -> None:
+    """Write the record, and what was left out, if anything was."""
+    if left_out:
+        write_text(out / LEFT_OUT, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in left_out))
     else:
-        (folder.out / LEFT_OUT).unlink(missing_ok=True)
-    write_text(folder.out / RECORD, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-    (folder.out / STATE / "retry").unlink(missing_ok=True)
+        (out / LEFT_OUT).unlink(missing_ok=True)
+    write_text(out / RECORD, json.dumps(record, indent=1, ensure_ascii=False) + "\n")

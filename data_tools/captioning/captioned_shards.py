@@ -72,12 +72,19 @@ def write_pairs(path: Path, pairs: Iterable[StoredPair]) -> None:
     shards.write_shard(path, ({**pair.members, "__key__": pair.key} for pair in pairs))
 
 
+def write_unless_same(folder: Folder, name: str, made_of: list[Any], pairs: Iterable[StoredPair]) -> bool:
+    """Write a shard of these pairs, unless it already exists with the same inputs, `made_of`. Returns whether it was written."""
+    path, stamp = folder.out / name, sha256(json.dumps(made_of))
+    stamp_path = folder.stamp(path)
+    if path.exists() and stamp_path.exists() and stamp_path.read_text() == stamp:
+        return False
+    stamp_path.unlink(missing_ok=True)  # else, after a kill, the stamp could belong to another shard's contents
+    write_pairs(path, pairs)
+    write_text(stamp_path, stamp)
+    return True
+
+
 def publish_shard(folder: Folder, shard: Path, rows: JournalRows, order: tuple[str, ...], scores: Scores, left_out: set[int]) -> None:
-    """Write a shard, unless it already exists with the same inputs."""
+    """Write a shard from its rows, unless it already exists with the same inputs."""
     made_of = [shard.stat().st_size, order, sorted(rows.items()), sorted(scores.items()), sorted(left_out)]
-    stamp, path = sha256(json.dumps(made_of)), folder.stamp(shard)
-    if (folder.out / shard.name).exists() and path.exists() and path.read_text() == stamp:
-        return
-    path.unlink(missing_ok=True)  # else, after a kill, the stamp could belong to another shard's contents
-    write_pairs(folder.out / shard.name, with_captions(shard, rows, order, scores, left_out))
-    write_text(path, stamp)
+    write_unless_same(folder, shard.name, made_of, with_captions(shard, rows, order, scores, left_out))

@@ -22,7 +22,7 @@ from data_tools.text.main_noun import Lexicon
 from tokun.data.captions import gist, is_label
 from tokun.data.sample_record import plain_of
 from tokun.data.shards import IMAGE_SUFFIXES
-from tokun.utils.errors import UserError
+from tokun.utils.errors import require_positive
 
 KEY_COLUMNS = ("key", "__key__")
 OBJECTS = "captions"  # a column that may hold {register: text}, as in a pair's record
@@ -49,9 +49,7 @@ class Options:
     """Keep pictures without a row, unchanged."""
 
     def __post_init__(self) -> None:
-        for name in ("shard_size", "min_things"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)} must be 1 or more")
+        require_positive(self, "shard_size", "min_things")
 
 
 @dataclass(frozen=True)
@@ -85,9 +83,8 @@ class Columns:
                 f"Add a column key (the member's key in the shard), or a column of paths ({', '.join(PATH_COLUMNS[:4])} …)"
             )
         known = {*texts.values(), keys or paths, "use", first(["folder"]), first(KINDS), first(["thing"])}
-        order = ("plain", *registers.REGISTERS)
         return cls(
-            texts={name: texts[name] for name in dict.fromkeys(order) if name in texts},
+            texts={name: texts[name] for name in registers.REGISTERS if name in texts},
             keys=keys,
             paths="" if keys else paths,
             folder=first(["folder"]) if keys else "",

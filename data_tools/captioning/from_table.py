@@ -28,10 +28,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from data_tools.captioning.caption_results import LEFT_OUT, RECORD
-from data_tools.captioning.captioned_shards import read_record, write_pairs
+from data_tools.captioning.caption_results import LEFT_OUT, ordered, write_end
+from data_tools.captioning.captioned_shards import read_record, write_unless_same
 from data_tools.captioning.described_rows import DescribedRows, Options, described_record
-from data_tools.captioning.journals import STATE, Folder, sha256
+from data_tools.captioning.journals import STATE, Folder
 from data_tools.captioning.merge_plan import MergePlan, make_plan, sources
 from data_tools.readers.stored_pairs import StoredPair
 from data_tools.readers.table_files import TableError
@@ -104,10 +104,7 @@ def merge(paths: Iterable[str | Path], table: Path, out: Path, options: Options,
     shards = sources(paths, out)
     rows = DescribedRows.read(table, options)
     folder = Folder(out)
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out} is a file: name a folder")
-    if not (out / STATE).exists() and any(out.glob("*.tar")):
-        raise UserError(f"--out {out} holds shards that this tool did not write (there is no {STATE}): name another folder")
+    folder.check([], {})
     with alone_in(out, option="--out"):
         plan = make_plan(shards, rows, options, progress=progress)
         if not any(plan.row):
@@ -116,7 +113,8 @@ def merge(paths: Iterable[str | Path], table: Path, out: Path, options: Options,
         begin(out, shards, rows, options)
         report = report_of(plan, rows)
         write_all(folder, plan, rows, options, report, progress=progress)
-        write_end(out, plan, rows, options, report)
+        inputs = {"from": {"table": report.table, "sha256": rows.fingerprint}, "settings": asdict(options)}
+        write_end(out, plan.left_out, {**inputs, **asdict(report)})
     return report
 
 
@@ -137,8 +135,7 @@ def report_of(plan: MergePlan, rows: DescribedRows) -> MergeReport:
         with_thing=sum(bool(one.thing) for one in plan.facts),
         subjects=len({one.subject for one in plan.facts} - {""}),
     )
-    counted = Counter(name for one in plan.facts for name in one.registers)
-    report.registers = {name: counted[name] for name in sorted(counted, key=lambda name: (-counted[name], name))}
+    report.registers = ordered(Counter(name for one in plan.facts for name in one.registers))
     for one in plan.left_out:
         report.left_out[one["reason"]] = report.left_out.get(one["reason"], 0) + 1
         names = report.named.setdefault(one["reason"], [])
@@ -211,23 +208,8 @@ def write_all(folder: Folder, plan: MergePlan, rows: DescribedRows, options: Opt
 
     with tqdm(total=len(plan.key), desc="writing", unit="picture", disable=not progress) as bar:
         for name, numbers in plan.outputs(options):
-            path, stamp_path = folder.out / name, folder.stamp(Path(name))
             members = [[plan.folders[plan.shard[n]], plan.key[n], plan.places[n][1].hex()] for n in numbers]
-            stamp = sha256(json.dumps([layout(rows), rows.fingerprint, asdict(options), prefixed, members]))
-            if path.exists() and stamp_path.exists() and stamp_path.read_text() == stamp:
+            made_of = [layout(rows), rows.fingerprint, asdict(options), prefixed, members]
+            if not write_unless_same(folder, name, made_of, pairs(numbers, bar)):
                 bar.update(len(numbers))
-            else:
-                stamp_path.unlink(missing_ok=True)  # else, after a kill, the stamp could belong to another shard's contents
-                write_pairs(path, pairs(numbers, bar))
-                write_text(stamp_path, stamp)
             report.shards[name] = len(numbers)
-
-
-def write_end(out: Path, plan: MergePlan, rows: DescribedRows, options: Options, report: MergeReport) -> None:
-    lines = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in plan.left_out)
-    if lines:
-        write_text(out / LEFT_OUT, lines)
-    else:
-        (out / LEFT_OUT).unlink(missing_ok=True)
-    tree = {"from": {"table": report.table, "sha256": rows.fingerprint}, "settings": asdict(options), **asdict(report)}
-    write_text(out / RECORD, json.dumps(tree, indent=1, ensure_ascii=False) + "\n")

@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from tokun.inference.clip import choose_device
 from tokun.inference.folders import checkpoint_at, is_bundled
 from tokun.utils import network_access
-from tokun.utils.errors import UserError
+from tokun.utils.errors import UserError, require_positive
 
 if TYPE_CHECKING:
     from data_tools.captioning.tokun_captioner import TokunCaptioner
@@ -78,8 +78,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 def free_memory() -> None:
     import torch
 
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    torch.cuda.empty_cache()  # does nothing where CUDA is not in use
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,8 +93,7 @@ class Generation:
     """Most tokens of an answer."""
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise UserError(f"--max-new-tokens {self.max_new_tokens} must be 1 or more")
+        require_positive(self, "max_new_tokens")
 
 
 class LocalModel:
@@ -219,8 +217,10 @@ def load_captioner(model: str, *, revision: str | None, shape: str, task: str, g
 
         return TokunCaptioner(model, generation)
 
+    from transformers.models.auto import modeling_auto
+
     config = from_pretrained(transformers.AutoConfig, model, revision, flag="--model")
-    if config.model_type not in image_to_text_types():
+    if config.model_type not in modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         raise UserError(f"--model {model} is a {config.model_type}, not an image-to-text model: use one like {EXAMPLES}")
     processor = from_pretrained(transformers.AutoProcessor, model, revision, flag="--model")
     if shape == "auto":
@@ -279,12 +279,6 @@ def load_network(kind: Any, model: str, revision: str | None, *, flag: str, dtyp
     return network
 
 
-def image_to_text_types() -> set[str]:
-    from transformers.models.auto import modeling_auto
-
-    return set(modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
-
-
 def device_and_dtype(generation: Generation) -> tuple[str, Any]:
     """The model's device and dtype."""
     import torch
@@ -301,11 +295,9 @@ def short_name(model: str) -> str:
 
 def revision_of(model: str, config: Any) -> str:
     """The commit of a Hub id; for a folder, 'sha256:' and a digest of its weights and settings."""
-    return (
-        folder_digest(sorted(Path(model).iterdir()), Path(model))
-        if Path(model).is_dir()
-        else str(getattr(config, "_commit_hash", None) or "")
-    )
+    if Path(model).is_dir():
+        return folder_digest(sorted(Path(model).iterdir()), Path(model))
+    return str(getattr(config, "_commit_hash", None) or "")
 
 
 def folder_digest(paths: Sequence[Path], folder: Path) -> str:

@@ -52,7 +52,6 @@ class CaptionRow:
 
 
 Block = list[CaptionRow]  # rows that are captioned and stored together: a batch for a local model, one row for a server
-Stage = Callable[[Iterable[Block]], Iterator[Block]]
 
 
 def open_small(pair: StoredPair, side: int) -> Image.Image | None:

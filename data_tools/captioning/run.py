@@ -45,21 +45,6 @@ CLIP_BATCH = 64
 CLIP_SIDE = 1024  # pixels: more than any CLIP model sees
 
 
-@dataclass(frozen=True)
-class Share:
-    """This process's share of the shards, by the rank that torchrun or accelerate sets."""
-
-    rank: int = 0
-    world: int = 1
-
-    @classmethod
-    def from_environment(cls) -> Share:
-        return cls(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
-
-    def of(self, shards: list[Path]) -> list[Path]:
-        return shards[self.rank :: self.world]
-
-
 @dataclass
 class Progress:
     """A progress bar with the rate, the time left and the counts by outcome."""
@@ -88,30 +73,30 @@ def caption(
     Returns None while other processes still have shards to do; the last of them writes the record. Raises FileNotFoundError
     or UserError, with the way out, for missing shards, unsuitable models, and an `out` that holds something else.
     """
-    share = Share.from_environment()
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # as torchrun or accelerate sets them
     shards = checked_shards(paths, out)
     folder = Folder(out)
     folder.check(shards, settings.recorded())
-    if engine is not None and share.world > 1:
+    if engine is not None and world > 1:
         raise UserError(
             "--engine and --workers share the shards among processes themselves: leave them out under a process launcher such as accelerate"
         )
-    with alone_in(out, option="--out", rank=share.rank):
-        return caption_all(folder, shards, settings, work, share, progress=progress, engine=engine)
+    with alone_in(out, option="--out", rank=rank):
+        return caption_all(folder, shards, settings, work, rank, world, progress=progress, engine=engine)
 
 
 def caption_all(
-    folder: Folder, shards: list[Path], settings: Settings, work: Work, share: Share, *, progress: bool, engine: TaskEngine | None
+    folder: Folder, shards: list[Path], settings: Settings, work: Work, rank: int, world: int, *, progress: bool, engine: TaskEngine | None
 ) -> CaptionReport | None:
     """Caption this process's share of the shards, with the folder's lock held."""
     limits = limits_of(shards, work.limit)
     attempt = folder.retry_attempt(limits) if work.retry_failed else 0
-    mine = share.of(list(limits))
+    mine = list(limits)[rank::world]
     todo = [shard for shard in mine if done_rows(folder, shard, limit=limits[shard], attempt=attempt) is None]
     stages = make_stages(settings, work) if todo and engine is None else []
     jobs = [Job(folder.out.resolve(), shard.resolve(), settings, work, limits[shard], attempt) for shard in todo]
     total = sum(rows_left(folder, shard, limits[shard], attempt) for shard in todo)
-    with tqdm(total=total, unit="row", desc="caption", disable=not (progress and share.rank == 0 and todo)) as bar:
+    with tqdm(total=total, unit="row", desc="caption", disable=not (progress and rank == 0 and todo)) as bar:
         counted = Progress(bar, stages)
         for number, rows in run_here(jobs, stages, counted) if engine is None else run_elsewhere(engine, jobs, counted):
             if not work.clip:  # with scores, a shard must wait for all others
@@ -136,8 +121,21 @@ class Job:
     attempt: int
 
     def run(self, stages: list[Writer], progress: Progress, wait: float = 0.0) -> JournalRows:
+        """Complete the journal of the shard up to the limit, and return its rows.
+
+        `wait`: seconds that another process may still hold it.
+        """
         task = Task(self.shard, self.settings, self.limit, block_size(stages, self.work), self.attempt, any(stage.sees for stage in stages))
-        return caption_shard(Folder(self.out), task, stages, progress, wait)
+        head = {
+            "shard": self.shard.name, "bytes": self.shard.stat().st_size, "settings": self.settings.recorded(),
+            "models": [f"{stage.model.name}@{stage.model.revision}" for stage in stages if isinstance(stage, ModelWriter)],
+        }  # fmt: skip
+        with Journal(Folder(self.out).journal(self.shard), head, wait) as journal:
+            for _ in range(2 if self.attempt else 1):  # the second pass retries what failed in the first
+                for block in run_stages(stages, task.blocks(dict(journal.rows), journal.end)):
+                    journal.add([row.as_json() for row in block])
+                    progress.add(block)
+            return {number: row for number, row in journal.rows.items() if number < self.limit}
 
 
 def run_here(jobs: list[Job], stages: list[Writer], progress: Progress) -> Iterator[tuple[int, JournalRows]]:
@@ -163,23 +161,6 @@ def run_job(job: Job) -> Counter[str]:
 
 
 stages_of = lru_cache(maxsize=1)(make_stages)
-
-
-def caption_shard(folder: Folder, task: Task, stages: list[Writer], progress: Progress, wait: float = 0.0) -> JournalRows:
-    """Complete the journal of one shard up to the task's limit, and return its rows.
-
-    `wait`: seconds that another process may still hold it.
-    """
-    head = {
-        "shard": task.shard.name, "bytes": task.shard.stat().st_size, "settings": task.settings.recorded(),
-        "models": [f"{stage.model.name}@{stage.model.revision}" for stage in stages if isinstance(stage, ModelWriter)],
-    }  # fmt: skip
-    with Journal(folder.journal(task.shard), head, wait) as journal:
-        for _ in range(2 if task.attempt else 1):  # the second pass retries what failed in the first
-            for block in run_stages(stages, task.blocks(dict(journal.rows), journal.end)):
-                journal.add([row.as_json() for row in block])
-                progress.add(block)
-        return {number: row for number, row in journal.rows.items() if number < task.limit}
 
 
 def score_shards(folder: Folder, shards: list[Path], limits: dict[Path, int], work: Work) -> None:

@@ -9,7 +9,7 @@ from data_tools import captioning as captioners
 from data_tools.captioning import registers
 from data_tools.captioning.journals import sha256
 from data_tools.captioning.registers import FACTS
-from tokun.utils.errors import UserError
+from tokun.utils.errors import UserError, require_positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,9 +99,7 @@ class Work:
     """Prices per million tokens of prompts and of answers."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "concurrency", "tries"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)} must be 1 or more")
+        require_positive(self, "batch_size", "concurrency", "tries")
         if self.limit < 0:
             raise UserError(f"--limit {self.limit} must be 0 (all) or more")
         if not 0 < self.keep_best <= 1:

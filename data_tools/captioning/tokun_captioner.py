@@ -25,10 +25,8 @@ class TokunCaptioner:
         device, dtype = device_and_dtype(generation)
         folder = resolve(model)
         self.model = tokun.load(folder, device=device, dtype=dtype)
-        self.name, self.revision = (
-            "tokun bundled" if is_bundled(model) else Path(model).resolve().name,
-            folder_digest(sorted(folder.rglob("*")), folder),
-        )
+        self.name = "tokun bundled" if is_bundled(model) else Path(model).resolve().name
+        self.revision = folder_digest(sorted(folder.rglob("*")), folder)
 
     def write(self, images: Sequence[Image.Image | None], prompts: list[str], *, seed: int = 0, temperature: float = 0.0) -> list[str]:
         """A plain caption for each picture. Temperature 0 chooses the most likely pieces."""

@@ -12,7 +12,7 @@ from data_tools import captioning as captioners
 from data_tools.captioning import registers
 from data_tools.captioning.journals import sha256
 from data_tools.captioning.registers import Facts
-from data_tools.captioning.rows import Block, CaptionRow, Stage
+from data_tools.captioning.rows import Block, CaptionRow
 from data_tools.captioning.settings import Settings, Work
 from tokun.utils.errors import BadSample, UserError
 
@@ -250,7 +250,7 @@ def make_stages(settings: Settings, work: Work) -> list[Writer]:
     return stages
 
 
-def run_stages(stages: Iterable[Stage], blocks: Iterable[Block]) -> Iterator[Block]:
+def run_stages(stages: Iterable[Writer], blocks: Iterable[Block]) -> Iterator[Block]:
     for stage in stages:
         blocks = stage(blocks)
     return iter(blocks)

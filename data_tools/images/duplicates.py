@@ -7,14 +7,16 @@ hash is cut into six bands. Two hashes that differ in at most four bits agree in
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations
+from typing import TypeVar
 
 import numpy as np
 
+T = TypeVar("T", int, bytes)
 DISTANCE = 4  # of 64 bits: six bands guarantee no more
-FINE_DISTANCE = (
-    48  # of 256 bits. For 400 engravings, JPEG copies at a third of the size are within 22, and different pictures at least 74 apart
-)
+# of 256 bits. For 400 engravings, JPEG copies at a third of the size are within 22, and different pictures at least 74 apart
+FINE_DISTANCE = 48
 BANDS = ((0, 11), (11, 11), (22, 11), (33, 11), (44, 10), (54, 10))  # (first bit, bits)
 NEIGHBOURS = 8  # compared on each side within a run of equal bands; bounds the time for any hashes
 COUNT = np.array([number.bit_count() for number in range(1 << 16)], dtype=np.uint8)
@@ -54,15 +56,22 @@ def alike_pairs(
 
 def clusters(count: int, pairs: np.ndarray) -> np.ndarray:
     """int (count,): the smallest index in each picture's cluster, after joining the pairs (P, 2)."""
-    parent = list(range(count))
-
-    def root(index: int) -> int:
-        while parent[index] != index:
-            parent[index] = parent[parent[index]]
-            index = parent[index]
-        return index
-
-    for a, b in pairs.tolist():
-        a, b = root(a), root(b)
-        parent[max(a, b)] = min(a, b)
+    root = joined(pairs.tolist())
     return np.array([root(index) for index in range(count)], dtype=np.int64)
+
+
+def joined(groups: Iterable[Sequence[T]]) -> Callable[[T], T]:
+    """A function: a key -> the smallest of those connected with it by groups of keys. Holds only keys that are joined to others."""
+    parent: dict[T, T] = {}
+
+    def root(key: T) -> T:
+        while (above := parent.get(key, key)) != key:
+            parent[key] = key = parent.get(above, above)  # halves the path
+        return key
+
+    for first, *others in groups:
+        for other in others:
+            low, high = sorted((root(first), root(other)))
+            if low != high:
+                parent[high] = low
+    return root

@@ -19,7 +19,7 @@ def reasons(look: Look, caption: str = "", *, min_side: int = 64, max_aspect: fl
     `caption` may be raw or cleaned; it helps to detect maps, music and initials. `prints=False` ignores colour and
     continuous tone, for paintings and photographs.
     """
-    found = [*of_size(look, min_side, max_aspect), *of_emptiness(look)]
+    found = [*of_size(look.short, look.long, min_side, max_aspect), *of_emptiness(look)]
     if prints:
         found += of_process(look)
     found += of_kind(look)
@@ -36,9 +36,9 @@ def graded(value: float, reason: str, *, ambiguous: float, reject: float) -> lis
     return [Verdict(REJECT if value >= reject else AMBIGUOUS, reason)]
 
 
-def of_size(look: Look, min_side: int, max_aspect: float) -> list[Verdict]:
-    small = [Verdict(REJECT, "too small")] if look.short < min_side else []
-    return small + ([Verdict(REJECT, "too long")] if look.aspect > max_aspect else [])
+def of_size(short: int, long: int, min_side: int, max_aspect: float) -> list[Verdict]:
+    small = [Verdict(REJECT, "too small")] if short < min_side else []
+    return small + ([Verdict(REJECT, "too long")] if long > max_aspect * short else [])
 
 
 def of_emptiness(look: Look) -> list[Verdict]:

@@ -14,6 +14,7 @@ from itertools import accumulate
 import numpy as np
 from PIL import Image
 
+from data_tools.images.image_ops import as_gray
 from tokun.data.colour import coloured_share, reduced
 
 BLANK = 0.005  # share of points that differ from the usual tone; below, the page is empty
@@ -34,8 +35,6 @@ class Look:
     """Tone of the darkest parts."""
     white: float
     """Share as light as the paper."""
-    middle: float
-    """Share of tones in between."""
     dark: float
     """Share near the darkest tone: the ink's coverage."""
     levels: int
@@ -61,15 +60,10 @@ class Look:
     def long(self) -> int:
         return max(self.width, self.height)
 
-    @property
-    def aspect(self) -> float:
-        """Long side over short side, 1 or more."""
-        return self.long / self.short
-
 
 def look(image: Image.Image) -> Look:
     """Measure a picture of at least one pixel. Deterministic; takes a few milliseconds at any size."""
-    gray = image if image.mode == "L" else image.convert("L")
+    gray = as_gray(image)
     gray_HW = np.asarray(reduced(gray, WORK))
     counts = np.bincount(gray_HW.ravel(), minlength=256)
     paper, ink = paper_and_ink(counts)
@@ -82,7 +76,6 @@ def look(image: Image.Image) -> Look:
         paper=paper,
         ink=ink,
         white=float((tone_HW > 0.85).mean()),
-        middle=float(((tone_HW > 0.25) & (tone_HW < 0.75)).mean()),
         dark=float((tone_HW < 0.25).mean()),
         levels=int((counts > gray_HW.size / 2000).sum()),
         plain=plain_share(counts.tolist()),

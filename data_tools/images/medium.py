@@ -14,6 +14,7 @@ from functools import lru_cache
 
 from PIL import Image
 
+from data_tools.text.yes_or_no import with_article
 from tokun.inference.clip import BATCH, Clip
 
 OTHERS = {
@@ -31,8 +32,7 @@ load = lru_cache(maxsize=1)(Clip)
 
 def own_words(style: str) -> str:
     """A sentence for a style's tag: wood-engraving -> "a wood engraving"."""
-    words = style.replace("-", " ")
-    return f"{'an' if words[:1] in 'aeiou' else 'a'} {words}"
+    return with_article(style.replace("-", " "))
 
 
 def doubts(images: Sequence[Image.Image], styles: Sequence[str], name: str) -> list[str]:

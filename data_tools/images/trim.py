@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
+from data_tools.images.image_ops import as_gray
 from data_tools.images.measure import percentiles, runs
 
 Box = tuple[int, int, int, int]
@@ -17,7 +18,7 @@ def trim(image: Image.Image) -> tuple[Image.Image, Box]:
     is kept: frame lines, a spire's tip, a printed caption. A picture on a dark ground or without a margin is returned unchanged.
     """
     whole = (0, 0, image.width, image.height)
-    gray_HW = np.asarray(image if image.mode == "L" else image.convert("L"))
+    gray_HW = np.asarray(as_gray(image))
     edge = max(1, min(gray_HW.shape) // 100)
     ring = np.concatenate([part.ravel() for part in (gray_HW[:edge], gray_HW[-edge:], gray_HW[:, :edge], gray_HW[:, -edge:])])
     quarter, paper = percentiles(ring, (25, 80))

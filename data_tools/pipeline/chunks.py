@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from data_tools.images.image_ops import FILTERS, KINDS, WEBP_LIMIT, PictureError, as_gray, decode_reduced, dhash, encode, resize
-from data_tools.images.judge import reasons
+from data_tools.images.judge import of_size, reasons
 from data_tools.images.line_art_duplicates import sketch
 from data_tools.images.measure import BLANK, Look, look, plain_share
 from data_tools.images.trim import trim
@@ -33,7 +33,7 @@ from data_tools.readers import CaptionError, Found, Words, find_words, read_pict
 from data_tools.readers.book_page import HEADING_ABOVE
 from data_tools.text.captions import Caption, clean_caption, plain_text
 from tokun.data.image_files import max_pixels
-from tokun.utils.errors import UserError
+from tokun.utils.errors import UserError, require_positive
 
 KEPT, AMBIGUOUS, REJECTED = "kept", "ambiguous", "rejected"
 PRINTS = frozenset({
@@ -101,10 +101,7 @@ class Settings:
             raise UserError(f"--val-by {self.val_by!r} is unknown: choose group or picture")
         if not 8 <= self.side <= 4096:
             raise UserError(f"--side {self.side} is outside 8..4096 pixels")
-        if self.shard_size < 1:
-            raise UserError(f"--shard-size {self.shard_size} must be 1 or more")
-        if self.min_side < 1:
-            raise UserError(f"--min-side {self.min_side} must be 1 or more")
+        require_positive(self, "shard_size", "min_side")
         if not self.max_aspect >= 1:
             raise UserError(f"--max-aspect {self.max_aspect} must be 1 or more: long side over short side")
         if self.duplicates not in ("alike", "exact"):
@@ -291,7 +288,8 @@ def judge(one: Opened, settings: Settings, found: Found) -> Judged:
     own_style = found.style or words.style
     style = settings.style or own_style
     seen = of_picture(one.look, words.caption, settings, style) if one.look else of_blank(gray)
-    status, reason = decide([*of_size(one.size, settings), *seen, *of_caption(caption, settings)])
+    size = of_size(min(one.size), max(one.size), settings.min_side, settings.max_aspect)
+    status, reason = decide([*size, *seen, *of_caption(caption, settings)])
     drawn = sketch(gray)
     row = FileResult(
         path,
@@ -329,12 +327,6 @@ def cleaned(words: Words) -> Caption:
 def unchanged_caption(text: str) -> Caption:
     text = plain_text(text)
     return Caption(text, "" if text else "no caption")
-
-
-def of_size(size: tuple[int, int], settings: Settings) -> list[Verdict]:
-    short, long = sorted(size)
-    small = [Verdict(REJECT, "too small")] if short < settings.min_side else []
-    return small + ([Verdict(REJECT, "too long")] if long > settings.max_aspect * short else [])
 
 
 def of_picture(seen: Look, caption: str, settings: Settings, style: str) -> list[Verdict]:

@@ -7,7 +7,7 @@ import json
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import chain, islice
+from itertools import chain, islice, starmap
 from typing import Any
 
 from data_tools import report
@@ -17,9 +17,9 @@ from data_tools.pipeline.selection import Settled
 from data_tools.pipeline.storage_backends import Store
 from data_tools.pipeline.tasks import Tasks
 from data_tools.readers import Found, Listing, shown
+from data_tools.report.counting import MANIFEST
 from tokun.utils.optional_packages import need
 
-MANIFEST = "manifest.parquet"
 FIELDS = (
     "path", "sha256", "dhash", "width", "height", "status", "reason", "shard", "key", "caption", "words_from", "language", "license",
     "source_url",
@@ -41,7 +41,7 @@ def manifest(store: Store, tasks: Tasks, settled: Settled, listing: Listing) -> 
     captions = Captions()
 
     def counted() -> Iterator[dict[str, Any]]:
-        for row in chain(manifest_rows(store, tasks, settled, listing.found), unread_rows(listing)):
+        for row in chain(manifest_rows(store, tasks, settled, listing.found), starmap(unread_row, listing.unread.items())):
             counts[row["status"], report.family(row["reason"])] += 1
             captions.add(row)
             tags.update(name for name in TAGS if row.pop(name, False) and row["shard"])
@@ -63,12 +63,8 @@ def write_rows(store: Store, rows: Iterator[dict[str, Any]]) -> None:
         store.write_from(MANIFEST, file)
 
 
-def unread_rows(listing: Listing) -> Iterator[dict[str, Any]]:
-    """Rows for the files that no reader takes, with the reasons."""
-    return (unread_row(path, reason) for path, reason in listing.unread.items())
-
-
 def unread_row(path: str, reason: str) -> dict[str, Any]:
+    """The row of a file that no reader takes."""
     return {**dict.fromkeys(FIELDS), "path": shown(path), "status": REJECTED, "reason": reason, "caption": ""}
 
 

@@ -41,20 +41,14 @@ MUCH = 4  # standard deviations above the number that was asked for, held out
 FEW = 0.5  # below this share of captioned pictures, captioning is advised before training
 
 
-def count_uncaptioned(listing: Listing, *, from_names: bool) -> tuple[int, int]:
-    """(pictures that may be opened, those of them without any words), before any is opened."""
+def captions_warning(listing: Listing, *, from_names: bool) -> str:
+    """A warning before the work if most pictures have no caption; else ""."""
     total = without = 0
     for one in listing.found:
         if not one.problem:
             total += 1
             has_words = listing.words.get(one.path, NOTHING).caption or (one.beside and one.sidecars)
             without += not has_words and not (from_names and one.beside)
-    return total, without
-
-
-def captions_warning(listing: Listing, *, from_names: bool) -> str:
-    """A warning before the work if most pictures have no caption; else ""."""
-    total, without = count_uncaptioned(listing, from_names=from_names)
     if not total or total - without >= FEW * total:
         return ""
     warning = f"{without:,} of {total:,} pictures have no caption: no caption file beside them, and no row in a table."
@@ -351,10 +345,7 @@ def captions_first(
     replaced = overwriting(command)
     with_captions = [*without_option(again, "--captions"), "--captions", f"{out}/{CAPTIONS}", *(replaced if again != command else [])]
     captioner = shell("caption", out, "--model", "Qwen/Qwen2.5-VL-3B-Instruct", "--registers", "plain", "--out", f"{out}-captioned")
-    by_hand = [
-        f"  by hand: fill in {out}/{CAPTIONS} ({report} shows its pictures), then",
-        f"    {shell('prepare', *with_captions)}",
-    ]
+    by_hand = [f"  by hand: fill in {out}/{CAPTIONS} ({report} shows its pictures), then", f"    {shell('prepare', *with_captions)}"]
     drafts = f"{out}-drafts"
     drafted = [*without_option(again, "--captions"), "--captions", f"{drafts}/{CAPTIONS}", *(replaced if again != command else [])]
     rough = [

@@ -19,9 +19,9 @@ from data_tools.pipeline.storage_backends import Store, is_url
 from data_tools.readers import Listing
 from data_tools.readers.listing import Guess
 from data_tools.readers.table_files import column_name
+from data_tools.report.counting import RECORD
 from tokun.utils.errors import UserError
 
-RECORD = "prepare.json"
 GIVEN = "captions_given"
 """The record's field with the name of the --captions table, or "". Another table, or one where there was none, replaces the shards."""
 PARTIAL = ".prepare-partial"

@@ -9,13 +9,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from posixpath import dirname
 
 import numpy as np
 
-from data_tools.images.duplicates import alike_pairs, clusters
+from data_tools.images.duplicates import alike_pairs, clusters, joined
 from data_tools.images.line_art_duplicates import Sketch, look_the_same
 from data_tools.pipeline.chunks import AMBIGUOUS, KEPT, REJECTED, FileResult, Settings, data_name, read_rows, rows_name
 from data_tools.pipeline.disk import DiskDict
@@ -224,34 +224,12 @@ def split_by_group(columns: Columns, found: Sequence[Found], kept: np.ndarray, s
         names = [folder_of(found[index]) if several else "", named]
         return [b"folder/" + shown(name).encode() for name in names if name] or [b"sha256/" + sha_name(columns, index)]
 
-    if len(columns.groups) and not one_for_all(columns.groups, kept):
+    if len(columns.groups) and are_several(columns.groups.get(str(index), "") for index in kept):  # not one artist's folder
         group = joined(keys(index, name) for index in kept if (name := columns.groups.get(str(index))))
         chosen = for_validation((group(keys(index, columns.groups.get(str(index), ""))[0]) for index in kept), len(kept), settings)
         if chosen.any():
             return chosen
     return for_validation((keys(index)[0] for index in kept), len(kept), settings)
-
-
-def one_for_all(groups: Mapping[str, str], kept: np.ndarray) -> bool:
-    """Whether all pictures have the same group: one artist's folder."""
-    return not are_several(groups.get(str(index), "") for index in kept)
-
-
-def joined(keys: Iterable[Sequence[bytes]]) -> Callable[[bytes], bytes]:
-    """A function: a key -> the smallest of those connected with it by pictures that have several keys. Holds those keys alone."""
-    parent: dict[bytes, bytes] = {}
-
-    def root(key: bytes) -> bytes:
-        while (above := parent.get(key, key)) != key:
-            parent[key] = key = parent.get(above, above)  # halves the path
-        return key
-
-    for first, *others in keys:
-        for other in others:
-            low, high = sorted((root(first), root(other)))
-            if low != high:
-                parent[high] = low
-    return root
 
 
 def for_validation(names: Iterable[bytes], count: int, settings: Settings) -> np.ndarray:

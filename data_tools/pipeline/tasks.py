@@ -11,7 +11,7 @@ from tqdm import tqdm
 from data_tools import report
 from data_tools.pipeline.chunks import Chunk, Settings
 from data_tools.pipeline.storage_backends import Store
-from data_tools.readers import Listing, Words
+from data_tools.readers.listing import NOTHING, Listing
 from tokun.utils.task_engine import absolute
 
 CHUNK_FILES = 128  # most files in one task
@@ -36,11 +36,8 @@ class Tasks:
 
     def chunk(self, number: int, listing: Listing, settings: Settings, aside: Store) -> Chunk:
         part = self.range(number)
-        entries = [(one, listing.words.get(one.path, NO_WORDS)) for one in listing.found.part(part.start, part.stop)]
+        entries = [(one, listing.words.get(one.path, NOTHING)) for one in listing.found.part(part.start, part.stop)]
         return Chunk(number, absolute(str(listing.base)), entries, settings, aside)
-
-
-NO_WORDS = Words()
 
 
 NO_COUNTS: Mapping[str, int] = {}

@@ -167,5 +167,5 @@ def recognise_folder(source: Path, leave_out: Path | None) -> str:
     if kinds["tar"] > kinds["picture"]:
         return "webdataset"
     if kinds["picture"]:
-        return "classes" if len(classes) > 1 and classes <= set(CLASS_STYLES.values()) else "folder"
+        return "classes" if len(classes) > 1 and classes <= CLASS_STYLES else "folder"
     return "huggingface" if kinds["data set"] else "folder"

@@ -107,7 +107,6 @@ class Picture:
 class Element:
     """An open tag: its box, if any, whether its text is hidden, and its link target."""
 
-    tag: str
     box: Box | None
     hidden: bool
     href: str
@@ -200,7 +199,7 @@ class Page:
         href = values.get("href", "") if tag == "a" else ""
         if href:
             self._link_text = []
-        self._stack.append(Element(tag, box, hidden, href))
+        self._stack.append(Element(box, hidden, href))
 
     def _leave(self, node: Any) -> None:
         """Handle the end of an element."""

@@ -8,6 +8,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -104,13 +105,8 @@ class CaptionRows:
             if path not in used and (picture := loose.pop(path.casefold(), "")):
                 words[picture], used[path] = row, True
         notes = [*self.notes, *self.match_by_name(found, words, used)]
-        missing: list[str] = []
-        count = 0
-        for path in self.words:
-            if path not in used:
-                count += 1
-                missing += [path] if len(missing) < 3 else []
-        if missing:
+        count = len(self.words) - len(used)
+        if missing := list(islice((path for path in self.words if path not in used), 3)):
             notes.append(
                 f"Caption rows without a picture: {count:,}, the first for {', '.join(missing)}.{self.elsewhere(missing[0], found)}"
             )

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import posixpath
-import re
 import stat
 import unicodedata
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from data_tools.images.image_ops import PictureError
 from data_tools.readers.listing import Found, Span
+from data_tools.readers.storage import URL
 
 MISSING, OUTSIDE = "missing file", "path leaves the source"  # of a picture that a table names
 MAX_BYTES = 256 * 2**20  # of one picture file
@@ -72,7 +72,7 @@ def utf8(text: str) -> str:
 def listed(base: Path, root: Path, name: str) -> Found:
     """A file named in a table, as a path within `base` (resolved: `root`), with the reason not to open it, if any."""
     name = as_path(name)
-    if re.match(r"[a-z][a-z0-9+.-]+://", name, re.I):
+    if URL.match(name):
         return Found(name, "a web address, not a file", beside=False)
     for start in (base.absolute(), root):
         if posixpath.isabs(name) and Path(name).is_relative_to(start):

@@ -87,11 +87,10 @@ def has_data_set(there: Survey, source: Path) -> bool:
 MOST_TABLES = 20
 """Most tables under other names that are opened to find the one with captions."""
 
-CLASS_STYLES = {
-    "drawing": "drawing", "engraving": "engraving", "etching": "etching", "iconography": "iconography",
-    "lithograph": "lithograph", "painting": "painting", "photograph": "photograph", "sculpture": "sculpture",
-    "watercolour": "watercolour", "woodcut": "woodcut", "wood-engraving": "wood-engraving",
-}  # fmt: skip
+CLASS_STYLES = frozenset({
+    "drawing", "engraving", "etching", "iconography", "lithograph", "painting", "photograph", "sculpture", "watercolour", "woodcut",
+    "wood-engraving",
+})  # fmt: skip
 COPIES = ("musemart",)  # folders with second copies of the same pictures
 
 
@@ -103,8 +102,7 @@ def class_of(path: str) -> tuple[str, str]:
     folders = path.split("/")[:-1]
     for depth in range(len(folders), 0, -1):
         name = kebab(folders[depth - 1])
-        style = CLASS_STYLES.get(name) or CLASS_STYLES.get(name.removesuffix("s"))
-        if style:
+        if style := next((one for one in (name, name.removesuffix("s")) if one in CLASS_STYLES), ""):
             return style, "/".join(folders[depth:])
     return (kebab(folders[-1]), "") if folders else ("", "")
 

@@ -10,7 +10,7 @@ import posixpath
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -270,10 +270,10 @@ def why_unread(name: str, taken_for: set[str], stems: set[str]) -> str:
     return LONE_JSON if suffix.lower() == ".json" else LONE_TEXT
 
 
-def index_of(names: Iterable[str], form: object) -> dict[str, list[str]]:
+def index_of(names: Iterable[str], form: Callable[[str], str]) -> dict[str, list[str]]:
     index: dict[str, list[str]] = {}
     for name in sorted(names):
-        index.setdefault(form(name), []).append(name)  # type: ignore[operator]
+        index.setdefault(form(name), []).append(name)
     return index
 
 
@@ -291,13 +291,13 @@ def folded_stem(name: str) -> str:
     return folded(posixpath.splitext(name)[0])
 
 
-def own_words(picture: str, there: Mapping[str, list[str]], form: object) -> tuple[str, ...]:
+def own_words(picture: str, there: Mapping[str, list[str]], form: Callable[[str], str]) -> tuple[str, ...]:
     """A picture's text file and JSON file: those with its whole name take precedence over those with its stem."""
 
     def first(suffixes: tuple[str, ...]) -> Iterator[str]:
         for start in (picture, posixpath.splitext(picture)[0]):
             for suffix in suffixes:
-                names = there.get(form(start + suffix), ())  # type: ignore[operator]
+                names = there.get(form(start + suffix), ())
                 yield from sorted(names, key=lambda name: (name != start + suffix, name))
 
     chosen = (next(first(TEXTS), ""), next(first((".json",)), ""))

@@ -75,9 +75,8 @@ def read_beside(source: Path, found: Found, name: str) -> str:
             if not plain and (problem := why_not_open(Path(path), source.resolve())):
                 raise CaptionError(f"caption file: {problem}")
             with open(path, "rb") as file:
-                data = file.read(
-                    min(there.st_size, MAX_TEXT_BYTES) + 1 if plain else MAX_TEXT_BYTES + 1
-                )  # allocate no more than the file's size
+                # allocate no more than the file's size
+                data = file.read(min(there.st_size, MAX_TEXT_BYTES) + 1 if plain else MAX_TEXT_BYTES + 1)
     except OSError as error:
         raise CaptionError("caption file cannot be read") from error
     if len(data) > MAX_TEXT_BYTES:

@@ -240,17 +240,15 @@ def _separated(text: _Text, separator: str, quoting: str) -> Table:
     quoted = quoting == "csv" or (quoting == "auto" and (separator != "\t" or _is_quoted_tsv(text)))
     fields = _quoted_fields if quoted else _plain_fields
 
-    def rows() -> Iterator[Row]:
-        found = fields(text, separator)
-        _, head = next(found)
-        names = _names(lambda what, way: text.error(1, what, way), head)
-        for line, cells in found:
-            yield Row(line, {name: _cell(cell, quoted) for name, cell in zip(names, cells)})
-
     head = next(fields(text, separator), None)
     if head is None:
         raise TableError(f"{text.name} is empty: the first line of a table must name its columns")
     names = _names(lambda what, way: text.error(head[0], what, way), head[1])
+
+    def rows() -> Iterator[Row]:
+        for line, cells in itertools.islice(fields(text, separator), 1, None):
+            yield Row(line, {name: _cell(cell, quoted) for name, cell in zip(names, cells)})
+
     how = {",": "comma", ";": "semicolon", "\t": "tab"}.get(separator, repr(separator))
     return Table(text.name, names, sum(1 for _ in rows()), f"{how} separated, {'quoted' if quoted else 'without quoting'}", rows)
 

@@ -212,9 +212,8 @@ def tar_members(file: BinaryIO) -> Iterator[tuple[tarfile.TarFile, tarfile.TarIn
             last = member.offset
             tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]  # unknown to typeshed; else it keeps every member in memory
             yield tar, member
-        file.seek(
-            tar.offset
-        )  # tarfile takes an unreadable header for the end, does not check for the end mark, and does not see a concatenated tar
+        # tarfile takes an unreadable header for the end, does not check for the end mark, and does not see a concatenated tar
+        file.seek(tar.offset)
         rest = file.read(FILLING)
         if len(rest) < tarfile.BLOCKSIZE or rest.strip(b"\0"):
             raise tarfile.ReadError("no end mark, or data after it")

@@ -48,11 +48,8 @@ def words_from(record: dict[str, Any], caption_column: str = "") -> Words:
     raw = next((one for name in captions for one in raw_texts_in(record.get(name)) if plain_text(one)), "")
     several = next((texts for texts in captions.values() if len(texts) > 1), [])
     more: dict[str, Any] = {name: texts[0] for name in MORE if (texts := texts_in(record.get(name))) and texts[0] != caption}
-    registers = (
-        {kebab(str(key)): text for key, text in record["captions"].items() if isinstance(text, str)}
-        if isinstance(record.get("captions"), dict)
-        else {}
-    )
+    by_register = record["captions"] if isinstance(record.get("captions"), dict) else {}
+    registers = {kebab(str(key)): text for key, text in by_register.items() if isinstance(text, str)}
     registers |= {name: texts[0] for name in OF_REGISTERS if name not in captions and (texts := texts_in(record.get(name)))}
     if not caption and not caption_column:  # captions by register alone
         caption = plain_text(registers.get("plain", ""))

@@ -10,7 +10,6 @@ input gives equal bytes. Memory does not grow with the collection: tables are re
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 from data_tools.report.counting import MANIFEST, Opener, Summary, count_manifest, folder_opener, manifest_rows, read_shards, settings_of
@@ -19,6 +18,7 @@ from data_tools.report.page import page
 from data_tools.report.reasons import family
 from tokun.utils import console
 from tokun.utils.console import home_path
+from tokun.utils.files import whole_file
 
 __all__ = ["NAME", "family", "folder_opener", "main", "manifest_rows", "write_report"]
 
@@ -38,13 +38,8 @@ def write_report(out: Path, *, source: Path | None = None, opener: Opener | None
     read_shards(summary, out)
     if opener is None and source is not None and source.is_dir():
         opener = folder_opener(source)
-    partial = out / f".{NAME}.partial"
-    try:
-        with open(partial, "w", encoding="utf-8", errors="replace", newline="\n") as file:
-            file.writelines(page(summary, opener))
-        os.replace(partial, out / NAME)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(out / NAME) as aside, open(aside, "w", encoding="utf-8", errors="replace", newline="\n") as file:
+        file.writelines(page(summary, opener))
     write_card(out, summary)
     return out / NAME
 

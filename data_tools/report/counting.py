@@ -130,10 +130,8 @@ def manifest_rows(path: Path) -> Iterator[dict[str, Any]]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: name the folder that tokun prepare wrote")
     try:
-        with (
-            open(path, "rb") as binary,
-            pq.ParquetFile(binary) as file,
-        ):  # pyarrow takes s3:x for an address, and no bytes that are not UTF-8
+        # opened here: pyarrow takes s3:x for an address, and no bytes that are not UTF-8
+        with open(path, "rb") as binary, pq.ParquetFile(binary) as file:
             there = [name for name in COLUMNS if name in file.schema_arrow.names]
             if missing := {"path", "status"} - set(there):
                 raise UserError(f"it has no column {' and '.join(sorted(missing))}")
@@ -194,7 +192,7 @@ def read_shard(summary: Summary, shard: Path, names: list[str], places: np.ndarr
                 continue
             if suffix == "json":
                 record = record_of(os.pread(file.fileno(), size, offset))
-                caption = caption_of(record)
+                caption = record["caption"] if isinstance(record.get("caption"), str) else ""
                 summary.pairs[split] += 1
                 if known:
                     summary.records.add(record, known)
@@ -212,11 +210,6 @@ def record_of(data: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
-
-
-def caption_of(record: dict[str, Any]) -> str:
-    caption = record.get("caption")
-    return caption if isinstance(caption, str) else ""
 
 
 def settings_of(folder: Path) -> dict[str, Any]:

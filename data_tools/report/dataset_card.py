@@ -5,13 +5,13 @@ Its head is the YAML that the Hugging Face Hub and `datasets` know: the files of
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import Any
 
 from data_tools.report.counting import Summary
 from data_tools.report.records import SPLITS, Records
+from tokun.utils.files import whole_file
 
 NAME = "README.md"
 MARK = "<!-- written by tokun's prepare: what you write here is lost when it runs again, unless you remove this line -->"
@@ -32,12 +32,8 @@ def write_card(out: Path, summary: Summary) -> Path | None:
     path = out / NAME
     if path.exists() and MARK not in path.read_text(encoding="utf-8", errors="replace"):
         return None
-    partial = out / f".{NAME}.partial"
-    try:
-        partial.write_text(card(summary, summary.records), encoding="utf-8", errors="replace", newline="\n")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(path) as aside:
+        aside.write_text(card(summary, summary.records), encoding="utf-8", errors="replace", newline="\n")
     return path
 
 
@@ -46,19 +42,13 @@ def write_card(out: Path, summary: Summary) -> Path | None:
 
 def feature(name: str, kind: Any) -> dict[str, Any] | None:
     """The YAML of a field, or None for one that has no type of its own: values of several types, or objects without a field."""
-    if isinstance(kind, dict):
-        inner = [one for one in (feature(name, part) for name, part in kind.items()) if one]
-        return {"name": name, "struct": inner} if inner else None
-    if isinstance(kind, list):
-        if isinstance(kind[0], dict):
-            inner = [one for one in (feature(name, part) for name, part in kind[0].items()) if one]
-            return {"name": name, "list": inner} if inner else None
-        if isinstance(kind[0], list) or kind[0] == "json":
-            return None
-        return {"name": name, "sequence": "string" if kind[0] == "null" else kind[0]}
-    if kind == "json":
+    inner, listed = (kind[0], True) if isinstance(kind, list) else (kind, False)
+    if isinstance(inner, dict):
+        fields = [one for one in (feature(name, part) for name, part in inner.items()) if one]
+        return {"name": name, "list" if listed else "struct": fields} if fields else None
+    if isinstance(inner, list) or inner == "json":
         return None
-    return {"name": name, "dtype": "string" if kind == "null" else kind}
+    return {"name": name, "sequence" if listed else "dtype": "string" if inner == "null" else inner}
 
 
 # --- the card ---------------------------------------------------------------------------------------------------------

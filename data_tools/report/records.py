@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any
 
 SPLITS = {"train": "train", "val": "validation"}  # by the first word of a shard's name
+SCALARS = {bool: "bool", int: "int64", float: "float64", str: "string"}
 MOST_FIELDS = 256  # of an object; one with more, such as names that are data, has no type
 
 
@@ -37,19 +39,10 @@ class Records:
 
 def kind_of(value: Any) -> Any:
     """The type of a JSON value: a name of Arrow's, [type] for a list, {name: type} for an object; "null" if it has no value."""
-    if isinstance(value, bool):
-        return "bool"
-    if isinstance(value, int):
-        return "int64"
-    if isinstance(value, float):
-        return "float64"
-    if isinstance(value, str):
-        return "string"
+    if type(value) in SCALARS:
+        return SCALARS[type(value)]
     if isinstance(value, list):
-        kind: Any = "null"
-        for one in value:
-            kind = merged(kind, kind_of(one))
-        return [kind]
+        return [reduce(merged, map(kind_of, value), "null")]
     if isinstance(value, dict):
         return {str(name): kind_of(one) for name, one in value.items()} if len(value) <= MOST_FIELDS else "json"
     return "null"

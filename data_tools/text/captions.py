@@ -85,7 +85,7 @@ def strip_tags(text: str) -> str:
 
 
 QUOTES = str.maketrans({"‘": "'", "’": "'", "‚": "'", "‛": "'", "′": "'", "“": '"', "”": '"', "„": '"', "‟": '"', "″": '"', "\u2581": "_"})
-INVISIBLE = frozenset("\ufeff\u00ad\u200b\u2060")
+INVISIBLE = re.compile("[\ufeff\u00ad\u200b\u2060\u202a-\u202e\u2066-\u2069]")
 JOINERS = re.compile("[\u200c\u200d]+")
 PLAIN_SCRIPTS = re.compile("[\0-\u058f]")  # Latin, Greek, Cyrillic, Armenian: a joiner between their letters is an error
 
@@ -106,7 +106,7 @@ def plain_once(text: str) -> str:
     text = BROKEN_TAG.sub("", strip_tags(html.unescape(strip_tags(text))))
     text = text.encode("utf-8", "replace").decode("utf-8")  # lone surrogates, which JSON can hold
     text = JOINERS.sub(lambda found: found[0][0] if is_spelling(text, *found.span()) else "", text)
-    text = "".join(" " if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in text if not is_invisible(c))
+    text = "".join(" " if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in INVISIBLE.sub("", text))
     text = unicodedata.normalize("NFC", text).translate(QUOTES)
     text = re.sub(r"``|''", '"', text).replace("`", "'")
     text = re.sub(r"(?<=[^\s-])\s?--\s?(?=[^\s-])", "—", text)
@@ -121,10 +121,6 @@ def is_spelling(text: str, start: int, end: int) -> bool:
     """
     beside = text[max(0, start - 1) : start] + text[end : end + 1]
     return any(unicodedata.category(c)[0] in "LMS" and not PLAIN_SCRIPTS.match(c) for c in beside)
-
-
-def is_invisible(character: str) -> bool:
-    return character in INVISIBLE or "\u202a" <= character <= "\u202e" or "\u2066" <= character <= "\u2069"
 
 
 NUMBER = r"(?:\d{1,4}(?:[.-]\d{1,3})?[a-z]?|[ivxlc]{1,7}|(?-i:[A-Z]))"

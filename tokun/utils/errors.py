@@ -54,6 +54,13 @@ def first_line(error: BaseException, most: int = 300) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:most]
 
 
+def require_positive(settings: object, *names: str) -> None:
+    """Raise UserError, with the option's name, unless each of these settings is 1 or more."""
+    for name in names:
+        if (value := getattr(settings, name)) < 1:
+            raise UserError(f"--{name.replace('_', '-')} {value} must be 1 or more")
+
+
 @contextmanager
 def reading(what: object, way_out: str = "") -> Iterator[None]:
     """Raise a ValueError (invalid JSON, UTF-8 or number) or csv.Error of the block as UserError: the user's file `what` is broken."""

@@ -10,12 +10,19 @@ from pathlib import Path
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Yield the path of a temporary file, which takes the place of `path` when the block succeeds; otherwise `path` does not change."""
+    """Yield the path of a temporary file, which takes the place of `path` when the block succeeds.
+
+    If it raises, the temporary file is removed and `path` does not change.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(path.name + ".partial")
-    yield aside
-    fsync(aside)
-    os.replace(aside, path)
+    try:
+        yield aside
+        fsync(aside)
+        os.replace(aside, path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
 
 
 def write_text(path: Path, text: str) -> None:
