@@ -38,7 +38,7 @@ from tokun.inference.model_card import changed_card
 from tokun.render.grids import captioned_grid, save_page
 from tokun.training import adapters, loop
 from tokun.training.distributed_stage import EngineStage, is_finished, result_folder
-from tokun.training.engine import Engine
+from tokun.training.engine import Engine, summed
 from tokun.training.generator import training_seed, where_to
 from tokun.training.generator_evaluation import log_samples
 from tokun.training.resume_settings import AVERAGE_KEYS, figures_line, recorded, without
@@ -313,13 +313,13 @@ class GrpoStage(EngineStage):
             for cut in range(self.grpo.minibatches):
                 totals += self.gradients(parts[cut * each : (cut + 1) * each])
                 norm = self.update()
-        return objective.summed(totals, self.run.world), norm
+        return summed(totals, self.run.world), norm
 
     def gradients(self, parts: Sequence[Part]) -> Tensor:
         """Forward and backward passes of one update. Returns the sums of `Terms.totals`."""
         train, grpo = self.train, self.grpo
         counts = torch.stack([torch.stack([part.what.is_image.sum(), (~part.what.is_image).sum()]) for part in parts]).sum(0).double()
-        image, text = objective.summed(counts.cpu(), self.run.world).clamp_min(1).tolist()
+        image, text = summed(counts.cpu(), self.run.world).clamp_min(1).tolist()
         totals = torch.zeros(5, 2, dtype=torch.float64)
         for number, part in enumerate(parts):
             share = torch.where(part.what.is_image, train.image_weight / image, train.text_weight / text)
@@ -351,7 +351,7 @@ class GrpoStage(EngineStage):
         n, s = len(advantage) * self.run.world, self.seconds
         sums = torch.stack([torch.stack([x.sum(), x.square().sum()]) for x in each.values()])
         idle = (advantage.view(-1, self.grpo.group_size).abs().amax(1) < 1e-6).double().sum()
-        sums, idle = objective.summed(sums, self.run.world), objective.summed(idle, self.run.world).item()
+        sums, idle = summed(sums, self.run.world), summed(idle, self.run.world).item()
         out = {}
         for name, (total, squares) in zip(each, sums.tolist()):
             out |= {f"reward/{name}": total / n, f"reward/{name}_spread": max(0.0, squares / n - (total / n) ** 2) ** 0.5}

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from tokun import data
@@ -27,7 +26,7 @@ from tokun.tokenizers.vocabulary import Vocabulary
 from tokun.tokenizers.wordings import tasks_on
 from tokun.training import adapters, loop, step_log
 from tokun.training.distributed_stage import EngineStage, is_finished, result_folder
-from tokun.training.engine import Engine
+from tokun.training.engine import Engine, summed
 from tokun.training.generator import training_seed, where_to
 from tokun.training.resume_settings import change_line, figures_line, recorded, started_from
 from tokun.training.run import Run, micro_batch, states_on_disk
@@ -122,9 +121,8 @@ class TuningStage(EngineStage):
 
     def figures(self) -> tuple[dict[str, float], str]:
         total, norm, lr = self.last
-        if self.run.world > 1:
-            dist.all_reduce(total)
-        own, words = step_log.of_fine_tuning(self.window, self.figures_of(dict(zip(self.sums, total.tolist(), strict=True))))
+        sums = dict(zip(self.sums, summed(total, self.run.world).tolist(), strict=True))
+        own, words = step_log.of_fine_tuning(self.window, self.figures_of(sums))
         self.logged = own | self.update_figures(norm, lr, items=len(self.items))
         return self.logged, words
 
@@ -157,7 +155,7 @@ class TuningStage(EngineStage):
             tensors = self.tuned.tensors()
             return self.tuned.model(self.tuned.adapter(tensors, tasks=tasks)) if self.run.rank == 0 else None
         generator = self.engine.whole_model()
-        if generator is None or self.run.rank > 0:
+        if generator is None:
             return None
         return dataclasses.replace(
             self.base, vocabulary=self.vocabulary, generator=generator.float().eval(), tasks=tasks, defaults=self.config.sampling

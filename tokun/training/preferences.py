@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -25,10 +24,10 @@ from tokun.inference import preferences
 from tokun.inference.model import Tokun
 from tokun.models import losses
 from tokun.models.generator import uncompiled
-from tokun.models.partitioned_parameters import collective_device
 from tokun.tokenizers import sequences
 from tokun.tokenizers.sequences import Packed
 from tokun.tokenizers.vocabulary import Vocabulary
+from tokun.training.engine import summed
 from tokun.training.fine_tuning import TuningStage, run_stage, settings_of
 from tokun.training.run import Run
 from tokun.utils import checkpoint
@@ -143,10 +142,7 @@ class PreferenceStage(TuningStage):
                 nats = self.likelihoods(batch, slice(None), trained=False)
             if number < len(starts):
                 found[:, i : i + size] = nats
-        if world > 1:
-            found = found.to(collective_device())
-            dist.all_reduce(found)
-        return found.cpu()
+        return summed(found, world).cpu()
 
 
 def scored(labels: Tensor, packed: Sequence[Packed], v: Vocabulary, over: str) -> Tensor:

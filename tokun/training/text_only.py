@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from tokun import data
@@ -25,6 +24,7 @@ from tokun.tokenizers import sequences
 from tokun.tokenizers.sequences import Packed
 from tokun.tokenizers.text import normalize
 from tokun.tokenizers.vocabulary import Vocabulary, tag_word
+from tokun.training.engine import summed
 from tokun.training.fine_tuning import TuningStage, run_stage, settings_of
 from tokun.training.run import Run
 from tokun.training.token_loss import TokenLoss
@@ -114,9 +114,7 @@ class WordsStage(TuningStage):
 
     def pack(self, items: Sequence[int], positions: Sequence[int]) -> data.TokenBatch:
         batch = collate([self.row(i, position) for i, position in zip(items, positions, strict=True)], self.pad)
-        self.tokens = torch.tensor(float(batch.counts[1]), device=self.engine.device)
-        if self.run.world > 1:
-            dist.all_reduce(self.tokens)
+        self.tokens = summed(torch.tensor(float(batch.counts[1]), device=self.engine.device), self.run.world)
         return batch
 
     def loss(self, batch: data.TokenBatch, rows: slice) -> tuple[Tensor, Tensor]:
