@@ -189,14 +189,14 @@ class GrpoStage(EngineStage):
         engine = Engine.make(train, self.policy.model, deepspeed=run.deepspeed, micro=self.micro, accumulation=self.share // self.micro)
         self.policy.attach_engine(engine)
         super().__init__(  # no average: the trained weights themselves draw the next rollout
-            run, loop.Schedule.of(train), train, model=self.policy.model, engine=engine, settings=settings, average=False
+            run, loop.Schedule.of(train), model=self.policy.model, engine=engine, settings=settings, average=False
         )
         self.prompts = rollouts.read_prompts(self.grpo, before)
         change = perturb.changer(self.grpo.perturb, self.seed)
         made = rewards.make(self.grpo.rewards, before)
         self.rewards = [rewards.perturbed(reward, change) if self.grpo.perturb else reward for reward in made]
         self.evaluator = reward_hacking.Evaluator(self.grpo, before, made, run.out / "real") if run.rank == 0 else None
-        self.seconds, self.logged, self.latest = Seconds(), dict[str, float](), Rollout([], {})
+        self.seconds, self.latest = Seconds(), Rollout([], {})
 
     def describe(self) -> str:
         return (
@@ -401,10 +401,7 @@ class GrpoStage(EngineStage):
         if self.evaluator is not None and whole is not None:
             whole.eval()
             report = self.evaluator.report(whole, self.prompts, self.step)
-            record = {
-                "settings": self.settings, "steps": self.step, "stopped_by": stopped_by, "seconds": round(self.clock.seconds()),
-                "train": self.logged, "real": report, "parameters": self.policy.parameters, "trained": self.policy.trained,
-            }  # fmt: skip
+            record = self.record(stopped_by=stopped_by, real=report, parameters=self.policy.parameters, trained=self.policy.trained)
             with checkpoint.whole_directory(target) as folder:
                 self.policy.write(whole, folder, self.card(record))
                 checkpoint.write_record(folder / "training.json", record)

@@ -40,6 +40,7 @@ class TuningStage(EngineStage):
     what: ClassVar[str]  # plural noun for the items
     sums: ClassVar[tuple[str, ...]]  # names of the sums of `loss`
     tasks: ClassVar[tuple[str, ...]] = ()  # new tasks of the result, besides the base's
+    items: Sequence[Any]  # what the order shuffles; a subclass sets it
     held_out: Sequence[Any] = ()  # global batches
 
     def __init__(self, run: Run, base: Tokun, vocabulary: Vocabulary, settings: dict[str, Any], *, held: int) -> None:
@@ -68,16 +69,10 @@ class TuningStage(EngineStage):
         if train.compile and can_compile(device):
             compile_layers(model)
         schedule = loop.Schedule.of(train, eval_every=train.eval_every if held else 0, sample_every=0)
-        super().__init__(run, schedule, train, model=model, engine=engine, settings=settings)
-        self.logged: dict[str, float] = {}
+        super().__init__(run, schedule, model=model, engine=engine, settings=settings)
 
     def ready(self, model: Any) -> None:
         """Prepare the model before the engine wraps it."""
-
-    @property
-    @abstractmethod
-    def items(self) -> Sequence[Any]:
-        """The items that the order shuffles."""
 
     @abstractmethod
     def pack(self, items: Sequence[int], positions: Sequence[int]) -> Any:
@@ -166,11 +161,7 @@ class TuningStage(EngineStage):
         self.take_average()
         held, whole = self.held_out_figures(self.held_out), self.whole()
         if whole is not None:
-            record = {
-                "settings": self.settings, "steps": self.step, "stopped_by": self.schedule.stopped_by(self.step),
-                "seconds": round(self.clock.seconds()), "train": self.logged, "val": held,
-                **({"val_before": self.held_before} if self.held_before else {}), "parameters": self.parameters, "trained": self.trained,
-            }  # fmt: skip
+            record = self.record(val=held, parameters=self.parameters, trained=self.trained)
             figures = [(f"held out: {name}", f"{value:.4g}") for name, value in held.items()]
             with checkpoint.whole_directory(target) as folder:
                 if self.tuned:

@@ -232,13 +232,12 @@ class GeneratorStage(EngineStage):
             eval_every=train.eval_every if self.held_out else 0,
             sample_every=train.sample_every if run.config.sampling.n > 0 else 0,
         )
-        super().__init__(run, schedule, train, model=model, engine=engine, settings=settings)
+        super().__init__(run, schedule, model=model, engine=engine, settings=settings)
         self.targets = targets
         self.training_batches = _training_batches(run, parts)
         self.tasks = tasks_of(self.training_batches.samples, train.task_mix, parts.codes)
         self.best = self._open_best()
         self.rate = health.matmul_rate(engine.device, torch.bfloat16 if train.precision == "bf16" else torch.float32)
-        self.logged: dict[str, float] = {}
 
     def _align(self, run: Run, model: Any) -> Targets | None:
         """With `train.align_weight`, give the model its alignment head. Returns the head's targets."""
@@ -374,12 +373,10 @@ class GeneratorStage(EngineStage):
     def _record(self, held: dict[str, float]) -> dict[str, Any]:
         image_tokenizer = checkpoint.read_record(self.run.out / "image_tokenizer" / "stage.json")
         assert image_tokenizer is not None, "the stage before has ended"
-        return {
-            "settings": self.settings, "steps": self.step, "planned": self.schedule.steps,
-            "stopped_by": self.schedule.stopped_by(self.step), "seconds": round(self.clock.seconds()),
-            "train": self.logged, "val": held, **({"val_before": self.held_before} if self.held_before else {}),
-            "parameters": self.parameters, "trained": self.trained, "image_tokenizer": image_tokenizer["figures"],
-        }  # fmt: skip
+        return self.record(
+            planned=self.schedule.steps, val=held, parameters=self.parameters, trained=self.trained,
+            image_tokenizer=image_tokenizer["figures"],
+        )  # fmt: skip
 
     def _loss_of(self, held: dict[str, float]) -> float:
         return weighted(held, self.train)

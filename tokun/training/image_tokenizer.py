@@ -24,15 +24,7 @@ from tokun.training.gan import Gan
 from tokun.training.image_shapes import held_out_pictures, shape_options, shape_settings, shapes_line, sizes_line, unseen_pictures
 from tokun.training.initial_checkpoint import starting_model
 from tokun.training.reconstruction import gate, gate_problems, inspect_image_tokenizer
-from tokun.training.resume_settings import (
-    GATE_KEYS,
-    LOGGING_KEYS,
-    idle_settings,
-    require_same_but_retry,
-    started_from,
-    stopped_early,
-    without,
-)
+from tokun.training.resume_settings import GATE_KEYS, LOGGING_KEYS, idle_in, require_same_but_retry, started_from, stopped_early, without
 from tokun.training.run import Run, states_on_disk
 from tokun.training.start_report import colour_line, style_key_line, tags_line, verdict
 from tokun.utils import checkpoint
@@ -71,7 +63,7 @@ def _settings(config: Config) -> dict[str, Any]:
     train = config.image_tokenizer_train
     return {
         "image_tokenizer": dataclasses.asdict(config.image_tokenizer),
-        "image_tokenizer_train": without(dataclasses.asdict(train), LOGGING_KEYS | GATE_KEYS | {"compile"} | idle_settings(train)),
+        "image_tokenizer_train": without(dataclasses.asdict(train), LOGGING_KEYS | GATE_KEYS | {"compile"} | idle_in(vars(train))),
         "seed": config.seed,
         "shards": checkpoint.files_fingerprint(data.expand_shards(config.data.train)),
         **shape_settings(config),

@@ -89,7 +89,7 @@ class WordsStage(TuningStage):
     def __init__(self, run: Run, base: Tokun, register: str, settings: dict[str, Any]) -> None:
         w = run.config.words
         vocabulary = base.vocabulary.extended(registers=[register])
-        self.rows = pack_rows(read_rows(w.train, w.description, w.caption), base, vocabulary, register)
+        self.items = pack_rows(read_rows(w.train, w.description, w.caption), base, vocabulary, register)
         held = pack_rows(read_rows(w.val, w.description, w.caption), base, vocabulary, register) if w.val else []
         self.pad = vocabulary.id("<pad>")
         dropped = run.config.train.word_dropout
@@ -97,18 +97,14 @@ class WordsStage(TuningStage):
         super().__init__(run, base, vocabulary, settings, held=len(held))
         self.held_out = [collate(held[i : i + 32], self.pad) for i in range(0, len(held), 32)]
 
-    @property
-    def items(self) -> Sequence[Packed]:
-        return self.rows
-
     def ready(self, model: Any) -> None:
-        longest = max(len(row.input_ids) for row in self.rows)
+        longest = max(len(row.input_ids) for row in self.items)
         self.token_loss = TokenLoss(
             model, self.vocabulary, rows=self.micro, length=longest, chunk=self.train.loss_chunk, compile=False, say=lambda _: None
         )  # fmt: skip
 
     def row(self, item: int, position: int) -> PackedRow:
-        packed = self.rows[item]
+        packed = self.items[item]
         ids = np.array(packed.input_ids, np.int32)
         return PackedRow(ids, packed.prompt, self.other(ids, packed.prompt, rng_for(self.seed, position, stream=2)) if self.other else None)
 
