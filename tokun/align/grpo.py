@@ -35,12 +35,11 @@ from tokun.inference import bulk, decoder
 from tokun.inference.folders import is_bundled
 from tokun.inference.model import Pair, Tokun
 from tokun.inference.model_card import changed_card
-from tokun.render.grids import captioned_grid, save_page
 from tokun.training import adapters, loop
 from tokun.training.distributed_stage import EngineStage, is_finished, result_folder
 from tokun.training.engine import Engine, summed
 from tokun.training.generator import training_seed, where_to
-from tokun.training.generator_evaluation import log_samples
+from tokun.training.generator_evaluation import log_page, log_samples
 from tokun.training.resume_settings import AVERAGE_KEYS, figures_line, recorded, without
 from tokun.training.run import Run, micro_batch, states_on_disk
 from tokun.utils import checkpoint
@@ -376,11 +375,7 @@ class GrpoStage(EngineStage):
         some = self.latest.pairs[: 2 * self.grpo.group_size]
         scores = [", ".join(f"{name} {found[i]:.3g}" for name, found in self.latest.values.items()) for i in range(len(some))]
         texts = [f"{pair.caption} ({values})" for pair, values in zip(some, scores)]
-        grid = captioned_grid([pair.image for pair in some], texts, columns=self.grpo.group_size)
-        folder = self.run.out / "samples"
-        folder.mkdir(exist_ok=True)
-        save_page(grid, folder / f"rollout-{self.step:08d}.png")
-        self.run.tracker.log_grid("rollouts", grid, [pair.image for pair in some], texts, step=self.step)
+        log_page(self.run, "rollouts", some, texts, self.step, file="rollout", columns=self.grpo.group_size)
 
     def evaluate(self) -> str:
         """Score held-out pairs of the current model with rewards and judges."""
