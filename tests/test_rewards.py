@@ -65,7 +65,6 @@ def test_a_checkpoint_that_is_not_there_is_named_with_the_rewards_place(tiny_mod
 def test_a_function_of_ones_own_is_a_reward(tiny_model, pairs):
     reward = made(tiny_model, f"{__name__}:ink", weight=-0.5)
     assert reward.weight == -0.5 and reward(pairs) == ink(pairs)
-    assert rewards.Mixed([reward]).total(pairs) == [-0.5 * value for value in ink(pairs)]
 
 
 def test_a_reward_in_the_current_folder_is_found_however_tokun_was_started(tiny_model, pairs, tmp_path, monkeypatch):

@@ -95,9 +95,9 @@ def test_only_the_caption_is_learnt(tiny_model):
 
 def test_words_of_the_caption_alone_are_dropped_where_they_are_read(tiny_model):
     v, stage = tiny_model.vocabulary, object.__new__(WordsStage)
-    stage.rows = pack_rows([("a house and two ships", "a ship and a tree on a light ground")], tiny_model, v, "poetic")
+    stage.items = pack_rows([("a house and two ships", "a ship and a tree on a light ground")], tiny_model, v, "poetic")
     stage.seed, stage.other = 3, OtherWords(v, 0.5)
-    (packed,), drawn = stage.rows, [stage.row(0, position) for position in range(20)]
+    (packed,), drawn = stage.items, [stage.row(0, position) for position in range(20)]
     ids = np.array(packed.input_ids)
     words = (np.arange(len(ids)) >= packed.prompt) & (ids < v.text_size)
     assert all((row.input_ids == ids).all() and (row.read[~words] == ids[~words]).all() for row in drawn)

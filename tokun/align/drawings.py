@@ -132,7 +132,7 @@ def judged(
         checkpoint.require_same(folder, there, json.loads(json.dumps(asked)), option="--out")
     checkpoint.write_record(folder / "asked.json", asked)
     reward = dataclasses.replace(rewards.parse(args.reward), max_bytes=args.max_bytes)
-    score = rewards.Mixed(rewards.make([reward], model, "--reward"))
+    (score,) = rewards.make([reward], model, "--reward")
     found: list[dict[str, float]] = []
     for number, one in enumerate(tqdm(described, desc=name, unit="drawing")):
         kept = folder / f"{number:06d}.json"
@@ -145,9 +145,9 @@ def judged(
     return {key: [scores[key] for scores in found] for key in found[0]}
 
 
-def drawn(model: Tokun, one: Described, score: rewards.Mixed, judges: Judges, path: Path, args: argparse.Namespace) -> dict[str, Any]:
+def drawn(model: Tokun, one: Described, score: rewards.Checked, judges: Judges, path: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Draw a description, write the SVG, and judge its rendering."""
-    (pair,) = model.best_of(args.seed, 1, args.best_of, score=score.total, prompt=one.text)
+    (pair,) = model.best_of(args.seed, 1, args.best_of, score=score, prompt=one.text)
     text = to_svg(pair.image, args.max_bytes)
     checkpoint.write_text(path, text)
     shown = rendered(text, SIDE)

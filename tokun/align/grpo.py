@@ -35,12 +35,11 @@ from tokun.inference import bulk, decoder
 from tokun.inference.folders import is_bundled
 from tokun.inference.model import Pair, Tokun
 from tokun.inference.model_card import changed_card
-from tokun.render.grids import captioned_grid, save_page
 from tokun.training import adapters, loop
 from tokun.training.distributed_stage import EngineStage, is_finished, result_folder
-from tokun.training.engine import Engine
+from tokun.training.engine import Engine, summed
 from tokun.training.generator import training_seed, where_to
-from tokun.training.generator_evaluation import log_samples
+from tokun.training.generator_evaluation import log_page, log_samples
 from tokun.training.resume_settings import AVERAGE_KEYS, figures_line, recorded, without
 from tokun.training.run import Run, micro_batch, states_on_disk
 from tokun.utils import checkpoint
@@ -189,14 +188,14 @@ class GrpoStage(EngineStage):
         engine = Engine.make(train, self.policy.model, deepspeed=run.deepspeed, micro=self.micro, accumulation=self.share // self.micro)
         self.policy.attach_engine(engine)
         super().__init__(  # no average: the trained weights themselves draw the next rollout
-            run, loop.Schedule.of(train), train, model=self.policy.model, engine=engine, settings=settings, average=False
+            run, loop.Schedule.of(train), model=self.policy.model, engine=engine, settings=settings, average=False
         )
         self.prompts = rollouts.read_prompts(self.grpo, before)
         change = perturb.changer(self.grpo.perturb, self.seed)
         made = rewards.make(self.grpo.rewards, before)
         self.rewards = [rewards.perturbed(reward, change) if self.grpo.perturb else reward for reward in made]
         self.evaluator = reward_hacking.Evaluator(self.grpo, before, made, run.out / "real") if run.rank == 0 else None
-        self.seconds, self.logged, self.latest = Seconds(), dict[str, float](), Rollout([], {})
+        self.seconds, self.latest = Seconds(), Rollout([], {})
 
     def describe(self) -> str:
         return (
@@ -313,13 +312,13 @@ class GrpoStage(EngineStage):
             for cut in range(self.grpo.minibatches):
                 totals += self.gradients(parts[cut * each : (cut + 1) * each])
                 norm = self.update()
-        return objective.summed(totals, self.run.world), norm
+        return summed(totals, self.run.world), norm
 
     def gradients(self, parts: Sequence[Part]) -> Tensor:
         """Forward and backward passes of one update. Returns the sums of `Terms.totals`."""
         train, grpo = self.train, self.grpo
         counts = torch.stack([torch.stack([part.what.is_image.sum(), (~part.what.is_image).sum()]) for part in parts]).sum(0).double()
-        image, text = objective.summed(counts.cpu(), self.run.world).clamp_min(1).tolist()
+        image, text = summed(counts.cpu(), self.run.world).clamp_min(1).tolist()
         totals = torch.zeros(5, 2, dtype=torch.float64)
         for number, part in enumerate(parts):
             share = torch.where(part.what.is_image, train.image_weight / image, train.text_weight / text)
@@ -351,7 +350,7 @@ class GrpoStage(EngineStage):
         n, s = len(advantage) * self.run.world, self.seconds
         sums = torch.stack([torch.stack([x.sum(), x.square().sum()]) for x in each.values()])
         idle = (advantage.view(-1, self.grpo.group_size).abs().amax(1) < 1e-6).double().sum()
-        sums, idle = objective.summed(sums, self.run.world), objective.summed(idle, self.run.world).item()
+        sums, idle = summed(sums, self.run.world), summed(idle, self.run.world).item()
         out = {}
         for name, (total, squares) in zip(each, sums.tolist()):
             out |= {f"reward/{name}": total / n, f"reward/{name}_spread": max(0.0, squares / n - (total / n) ** 2) ** 0.5}
@@ -376,11 +375,7 @@ class GrpoStage(EngineStage):
         some = self.latest.pairs[: 2 * self.grpo.group_size]
         scores = [", ".join(f"{name} {found[i]:.3g}" for name, found in self.latest.values.items()) for i in range(len(some))]
         texts = [f"{pair.caption} ({values})" for pair, values in zip(some, scores)]
-        grid = captioned_grid([pair.image for pair in some], texts, columns=self.grpo.group_size)
-        folder = self.run.out / "samples"
-        folder.mkdir(exist_ok=True)
-        save_page(grid, folder / f"rollout-{self.step:08d}.png")
-        self.run.tracker.log_grid("rollouts", grid, [pair.image for pair in some], texts, step=self.step)
+        log_page(self.run, "rollouts", some, texts, self.step, file="rollout", columns=self.grpo.group_size)
 
     def evaluate(self) -> str:
         """Score held-out pairs of the current model with rewards and judges."""
@@ -401,10 +396,7 @@ class GrpoStage(EngineStage):
         if self.evaluator is not None and whole is not None:
             whole.eval()
             report = self.evaluator.report(whole, self.prompts, self.step)
-            record = {
-                "settings": self.settings, "steps": self.step, "stopped_by": stopped_by, "seconds": round(self.clock.seconds()),
-                "train": self.logged, "real": report, "parameters": self.policy.parameters, "trained": self.policy.trained,
-            }  # fmt: skip
+            record = self.record(stopped_by=stopped_by, real=report, parameters=self.policy.parameters, trained=self.policy.trained)
             with checkpoint.whole_directory(target) as folder:
                 self.policy.write(whole, folder, self.card(record))
                 checkpoint.write_record(folder / "training.json", record)

@@ -16,8 +16,9 @@ from tokun import data
 from tokun.evaluate import recognition as recognitions
 from tokun.evaluate import style as styles
 from tokun.evaluate.features import LITE0, Features, last_layer, open_features
-from tokun.evaluate.held_out_pairs import described, framed_for
+from tokun.evaluate.held_out_pairs import described, framed_for, samples_of
 from tokun.evaluate.judges import AESTHETIC_CLIP, Aesthetic, Own, Vqa
+from tokun.evaluate.memorisation import shown_of
 from tokun.inference.clip import Clip
 from tokun.tokenizers.wordings import SHOWS
 from tokun.utils.errors import UserError
@@ -74,27 +75,23 @@ def vectors(network: Features, pairs: Sequence[Pair]) -> np.ndarray:
 
 
 def own_yes(asked: RewardConfig, model: Tokun) -> Score:
-    judge, ask = Own(model), asker(asked)
-    return lambda pairs: judge.yes([pair.image for pair in pairs], [ask(pair) for pair in pairs])
+    return answers(Own(model), asked)
 
 
 def vqa(asked: RewardConfig, model: Tokun) -> Score:
-    judge, ask = (
-        Vqa(needed(asked.of, "of", "a model that answers questions, such as google/paligemma2-3b-mix-448"), device=str(model.device)),
-        asker(asked),
-    )
-    return lambda pairs: judge.yes([pair.image for pair in pairs], [ask(pair) for pair in pairs])
+    named = needed(asked.of, "of", "a model that answers questions, such as google/paligemma2-3b-mix-448")
+    return answers(Vqa(named, device=str(model.device)), asked)
 
 
-def asker(asked: RewardConfig) -> Callable[[Pair], str]:
-    """A function from pairs to questions; {} is the caption. Raises UserError for an empty question, or one with other fields."""
+def answers(judge: Own | Vqa, asked: RewardConfig) -> Score:
+    """The judge's P(yes) to each pair's question; {} is the caption. Raises UserError for an empty question, or one with other fields."""
     question = asked.question or SHOWS
     try:
         if not question.format("a ship").strip(" ?."):
             raise UserError("it is empty")
     except (ValueError, IndexError, KeyError) as error:
         raise UserError(f"question is {question!r} ({error}); it must be a yes-or-no question, with {{}} for the caption") from error
-    return lambda pair: question.format(pair.caption)
+    return lambda pairs: judge.yes([pair.image for pair in pairs], [question.format(pair.caption) for pair in pairs])
 
 
 # --- pictures alone -----------------------------------------------------------------------------------------------------
@@ -139,9 +136,6 @@ def reference(asked: RewardConfig, model: Tokun) -> Score:
 
 def real_pictures(asked: RewardConfig, model: Tokun, least: int = 16) -> list[Image.Image]:
     """The first `n` pictures of the shards, framed like the model's. Raises UserError for fewer than `least`."""
-    from tokun.evaluate.held_out_pairs import samples_of
-    from tokun.evaluate.memorisation import shown_of
-
     shards = needed(asked.shards, "shards", "shards of real pictures")
     samples = samples_of(model, data.ShardIndex(data.expand_shards(shards), need=(), one_of=data.IMAGE_SUFFIXES).usable())
     found = [shown_of(samples, i) for i in range(min(asked.n or len(samples), len(samples)))]

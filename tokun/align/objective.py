@@ -21,13 +21,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from tokun.inference.sampling import PLAUSIBLE, legal_cases
-from tokun.models.partitioned_parameters import collective_device
 from tokun.tokenizers.grammar import IMAGE_STATES, STATES
 from tokun.tokenizers.vocabulary import Vocabulary
+from tokun.training.engine import summed
 
 EPSILON = 1e-4
 
@@ -49,15 +48,6 @@ def advantages(rewards: Tensor, group_size: int, *, scale: str = "group", world:
     else:
         return apart.flatten()
     return (apart / (spread + EPSILON)).flatten()
-
-
-def summed(values: Tensor, world: int) -> Tensor:
-    """The sum over all processes."""
-    if world == 1:
-        return values
-    out = values.to(collective_device(), copy=True)
-    dist.all_reduce(out)
-    return out.to(values.device)
 
 
 @dataclass(frozen=True)

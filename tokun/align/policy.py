@@ -17,7 +17,7 @@ from tokun.inference.model import Tokun
 from tokun.models.generator import count_parameters, tune_for
 from tokun.models.partitioned_parameters import gathered, is_partitioned, own_share
 from tokun.training import adapters
-from tokun.training.engine import Engine
+from tokun.training.engine import Engine, rank
 
 
 class Policy:
@@ -70,9 +70,9 @@ class Policy:
         """The model as users load it. A collective call; only the first process gets it."""
         if self.tuned:
             adapter = self._adapter()
-            return self.tuned.model(adapter, self.before) if _rank() == 0 else None
+            return self.tuned.model(adapter, self.before) if rank() == 0 else None
         generator = self.engine.whole_model()
-        if generator is None or _rank() > 0:
+        if generator is None:
             return None
         made = copy.copy(self.before)
         made.generator, made.defaults = generator, self.config.sampling
@@ -108,7 +108,3 @@ class Policy:
         for (_, there), (_, parameter) in zip(self._copy.named_parameters(), self.model.named_parameters(), strict=True):
             there.copy_(gathered(own_share(parameter), parameter))
         return self._copy
-
-
-def _rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0

@@ -96,11 +96,14 @@ class Evaluator:
         return self.folder / f"step-{step:08d}.json"
 
     def measured(self, pairs: list[Pair]) -> dict[str, Any]:
+        own = coded(self.before, pairs)
+        # (n,) share of codes in which each picture differs from the most similar other one
+        nearest = memorisation.codes_apart(own, own).fill_diagonal_(1).min(1).values
         return {
             "rewards": {reward.name: reward(pairs) for reward in self.rewards},
             "judges": {judge.name: judge(pairs) for judge in self.judges},
             "diversity": distances.spread(self.vectors(pairs)),
-            "alike": float((self.distance_to_nearest(pairs, coded(self.before, pairs)) <= 1 - memorisation.CODES_SHARE).double().mean()),
+            "alike": float((nearest <= 1 - memorisation.CODES_SHARE).double().mean()),
             "near_copies": self.copies(pairs),
         }  # fmt: skip
 
@@ -111,12 +114,6 @@ class Evaluator:
             return self.features(images)
         small = [np.asarray(image.convert("L").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX), np.float64) / 255 for image in images]
         return torch.from_numpy(np.stack(small)).flatten(1)
-
-    @staticmethod
-    def distance_to_nearest(pairs: Sequence[Pair], own: Sequence[memorisation.Coded]) -> Tensor:
-        """(n,) share of codes in which each picture differs from the most similar other one."""
-        found = memorisation.codes_apart(own, own)
-        return found.fill_diagonal_(1).min(1).values
 
     def copies(self, pairs: Sequence[Pair]) -> float | None:
         """The share of pairs that have at least a quarter of their codes in common with one training picture."""

@@ -133,21 +133,6 @@ def own_function(name: str) -> Score:
     return cast(Score, found)
 
 
-@dataclass(frozen=True)
-class Mixed:
-    """Several rewards combined: each reward's numbers by name, and their weighted sum."""
-
-    rewards: Sequence[Checked]
-
-    def __call__(self, pairs: Sequence[Pair]) -> dict[str, list[float]]:
-        return {reward.name: reward(pairs) for reward in self.rewards}
-
-    def total(self, pairs: Sequence[Pair]) -> list[float]:
-        """The weighted sums, as the `score` of `Tokun.best_of`."""
-        values = self(pairs)
-        return [sum(reward.weight * values[reward.name][i] for reward in self.rewards) for i in range(len(pairs))]
-
-
 def perturbed(reward: Checked, change: Callable[[Sequence[Pair]], list[Pair]]) -> Checked:
     """The reward of pairs after their pictures are perturbed (`perturb.changer`)."""
     score = reward.score

@@ -178,7 +178,8 @@ def write_pairs(pairs: list[Pair], args: argparse.Namespace, enlarge: Enlarge) -
         checkpoint.write_text(args.out / LISTED, "".join(f"{line}\n" for line in lines))
     picture_files.write_grid(args.out)
     if args.interpolate:
-        save_interpolation(images, args.out)
+        strip(images).save(args.out / "strip.png")
+        (args.out / "interpolation.gif").write_bytes(gif(images))  # there and back
     if args.video:
         video.write_mp4(images, args.out / "interpolation.mp4")
     tell_written(args, [json.loads(line) for line in lines], len(lines))
@@ -243,7 +244,8 @@ def score_of(model: Tokun, args: argparse.Namespace) -> Callable[[list[Pair]], l
     from tokun.align import rewards
 
     asked = replace(rewards.parse(args.reward), max_bytes=args.max_bytes)
-    return rewards.Mixed(rewards.make([asked], model, "--reward")).total
+    (score,) = rewards.make([asked], model, "--reward")
+    return score
 
 
 def options_of(args: argparse.Namespace) -> dict[str, Any]:
@@ -281,12 +283,6 @@ def tell(found: list[Words], out: Path) -> None:
     for words in found:
         print(f"{words.register or 'answer':<8} {words.confidence:.2f}  {words.text}")
     print(f"confidence, words; details are in {out / 'words.jsonl'}")
-
-
-def save_interpolation(images: list[Image.Image], out: Path) -> None:
-    """Write a strip of all steps, and a GIF that goes there and back."""
-    strip(images).save(out / "strip.png")
-    (out / "interpolation.gif").write_bytes(gif(images))
 
 
 if __name__ == "__main__":

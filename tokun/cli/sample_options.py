@@ -268,6 +268,7 @@ OPTIONS = {option.name for option in fields(SamplingOptions)}  # of `Tokun.sampl
 EVERYWHERE = {"checkpoint", "adapter", "seed", "n", "out", "device", "dtype", "compile"}
 DRAWN = {"style", "subject", "thing", "register", "temperature", "svg", "max_bytes", "scale", "scale_by", "wandb"}
 PLAIN = DRAWN | OPTIONS
+WORDS = {"text_temperature", "top_p"}
 SHARED = {"workers", "engine", "ray_address", "gpus_per_task"}
 READ = {  # the options that each direction reads
     "plain": PLAIN | SHARED | {"shard_size", "best_of", "clip", "reward", "pairs"},
@@ -275,20 +276,9 @@ READ = {  # the options that each direction reads
     "interpolate": PLAIN | {"interpolate", "steps", "video"},
     "complete": DRAWN | {"complete", "max_megapixels", "keep", "top_p"},
     "invert": DRAWN | {"invert", "max_megapixels", "caption", "vary"},
-    "image": {
-        "image",
-        "max_megapixels",
-        "registers",
-        "register",
-        "style",
-        "subject",
-        "thing",
-        "text_temperature",
-        "top_p",
-        "text_guidance_scale",
-    },
-    "question": {"image", "max_megapixels", "question", "text_temperature", "top_p"},
-    "rewrite": {"rewrite", "register", "text_temperature", "top_p"},
+    "image": WORDS | {"image", "max_megapixels", "registers", "register", "style", "subject", "thing", "text_guidance_scale"},
+    "question": WORDS | {"image", "max_megapixels", "question"},
+    "rewrite": WORDS | {"rewrite", "register"},
 }
 
 

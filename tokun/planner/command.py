@@ -11,6 +11,7 @@ from tokun.planner.gpus import GPUS, taken_as
 from tokun.planner.measure import measure_memory
 from tokun.planner.memory import planned_memory
 from tokun.planner.plan import make_plan
+from tokun.training.adapters import starts_from_base
 from tokun.utils import console
 from tokun.utils.errors import UserError
 
@@ -39,7 +40,7 @@ def main_plan(config: Config, args: argparse.Namespace) -> None:
 
     Raises UserError for a training that it cannot plan.
     """
-    if config.adapter.rank or config.dpo.pairs or config.words.train or config.grpo.rewards:
+    if starts_from_base(config):
         raise UserError(
             "--plan covers only the training of a whole model on pictures: "
             "its formulas know neither adapters nor the drawing and scoring of rewards. "

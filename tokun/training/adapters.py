@@ -39,9 +39,14 @@ SHAPE = {
 """Fields of config.generator -> their names in transformers."""
 
 
+def is_on_pictures(config: Config) -> bool:
+    """Whether this run trains on pictures; otherwise its one stage trains the model that `start` names."""
+    return not (config.grpo.rewards or config.dpo.pairs or config.words.train)
+
+
 def starts_from_base(config: Config) -> bool:
     """Whether this run takes the shapes of the model that `start` names."""
-    return bool(config.adapter.rank or config.dpo.pairs or config.words.train or config.grpo.rewards)
+    return bool(config.adapter.rank) or not is_on_pictures(config)
 
 
 def check(config: Config, *, zero_stage: int = 0) -> None:
@@ -50,15 +55,8 @@ def check(config: Config, *, zero_stage: int = 0) -> None:
     if not starts_from_base(config):
         return
     if not config.start:
-        what = (
-            f"adapter.rank is {a.rank}"
-            if a.rank
-            else f"dpo.pairs is {config.dpo.pairs}"
-            if config.dpo.pairs
-            else f"words.train is {config.words.train}"
-            if config.words.train
-            else "grpo.rewards is set"
-        )
+        named = {"adapter.rank": a.rank, "dpo.pairs": config.dpo.pairs, "words.train": config.words.train}
+        what = next((f"{name} is {value}" for name, value in named.items() if value), "grpo.rewards is set")
         raise UserError(f"{what}, which needs a trained model: name it with start=bundled, a folder or a Hub id")
     if config.generator.pretrained:
         raise UserError(
@@ -154,17 +152,16 @@ class Tuned:
         state = {adapters.FRONT + name: tensor.detach().float().cpu().clone() for name, tensor in whole.items()}
         return need("peft", extra="train").get_peft_model_state_dict(self.peft, state_dict=state, save_embedding_layers=False)
 
-    def adapter(
-        self, tensors: dict[str, Tensor], *, tag_counts: Sequence[TagCount] = (), tasks: Sequence[str] = (), card: str = "", name: str = ""
-    ) -> Adapter:
-        """The adapter with these `tensors`, as it is written and loaded. Without tag counts, the base's apply."""
-        settings = self.peft.peft_config["default"].to_dict() | {"inference_mode": True, "base_model_name_or_path": base_path(self.config)}
+    def adapter(self, tensors: dict[str, Tensor], *, tag_counts: Sequence[TagCount] = (), tasks: Sequence[str] = ()) -> Adapter:
+        """The adapter with these `tensors`, as it is loaded. Without tag counts, the base's apply."""
+        base = None if is_bundled(self.config.start) else f"{self.config.start}/{GENERATOR}"  # for plain peft
+        settings = self.peft.peft_config["default"].to_dict() | {"inference_mode": True, "base_model_name_or_path": base}
         plain = json.loads(
             json.dumps(settings, default=lambda value: sorted(value) if isinstance(value, set) else getattr(value, "value", str(value)))
         )
         return Adapter(
-            name or Path(self.config.out).name, self.config.start, self.base_fingerprint, plain, tensors, self.vocabulary,
-            self.config.sampling, list(tag_counts), tuple(tasks), card,
+            Path(self.config.out).name, self.config.start, self.base_fingerprint, plain, tensors, self.vocabulary,
+            self.config.sampling, list(tag_counts), tuple(tasks),
         )  # fmt: skip
 
     def write(self, whole: Tokun, folder: Path, card: str) -> None:
@@ -186,11 +183,6 @@ class Tuned:
             adapter = dataclasses.replace(adapter, tag_counts=made.tag_counts)
         adapters.add(made, adapter)
         return made.use_adapter(adapter.name)
-
-
-def base_path(config: Config) -> str | None:
-    """The base's path for plain peft, if known."""
-    return None if is_bundled(config.start) else f"{config.start}/{GENERATOR}"
 
 
 def attach(config: Config, base: Tokun, vocabulary: Vocabulary) -> Tuned:

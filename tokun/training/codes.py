@@ -11,6 +11,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,10 @@ def _remedy(config: Config, split: str) -> str:
 
 
 def _codes_settings(config: Config, tokenizer: ImageTokenizer, sources: dict[str, list[Path]]) -> dict[str, Any]:
-    d, left_out = config.data, {"batch_size"} | ({"positions", "mirror"} if _plain_crops(config) else set())
+    d = config.data
+    # crops of the only kind in older versions: their records do not name it, so new records do not either
+    usual = config.codes.positions == "random" and not config.codes.mirror
+    left_out = {"batch_size"} | ({"positions", "mirror"} if usual else set())
     things = [d.thing_key] if d.thing_key != configs.DataConfig.thing_key else []
     return {
         "fingerprint": tokenizer.fingerprint(), "codes": without(dataclasses.asdict(config.codes), left_out), "seed": config.seed,
@@ -239,11 +243,6 @@ def common_things(counts: dict[str, int]) -> set[str]:
     return set(often[:MOST_THINGS])
 
 
-def _plain_crops(config: Config) -> bool:
-    """Whether the crops are of the only kind in older versions: their records do not name it, so new records do not either."""
-    return config.codes.positions == "random" and not config.codes.mirror
-
-
 CPU_ROWS = 16
 
 
@@ -296,8 +295,8 @@ def encode_shard(
                 yield loaded
 
     def encoded() -> Iterator[dict[str, bytes]]:
-        # with several grids, enough of each for a batch
-        for group in _grouped(usable(), max(1, c.batch_size // c.views) * len(samples.grids)):
+        views, size = usable(), max(1, c.batch_size // c.views) * len(samples.grids)  # with several grids, enough of each for a batch
+        while group := list(islice(views, size)):
             for sample, own in zip(group, _encode_views(group, tokenizer, rows=rows, device=device)):
                 buffer = io.BytesIO()
                 np.save(buffer, own, allow_pickle=False)
@@ -354,14 +353,3 @@ def _ahead(function: Callable[[int], Any], items: Iterable[int], *, threads: int
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
-
-
-def _grouped(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    group: list[Any] = []
-    for item in items:
-        group.append(item)
-        if len(group) == size:
-            yield group
-            group = []
-    if group:
-        yield group

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tokun.config import SamplingConfig, TrainConfig
+from tokun.config import SamplingConfig
 from tokun.inference.folders import ABOUT, SAMPLING
 from tokun.models.generator import uncompiled
 from tokun.training import health, optim, step_log
@@ -26,7 +26,7 @@ def result_folder(run: Run) -> Path:
     return run.out / ("adapter" if run.config.adapter.rank else "checkpoint")
 
 
-def is_finished(run: Run, name: str, target: Path, settings: dict[str, Any], *, but: set[str] | None = None) -> bool:
+def is_finished(run: Run, name: str, target: Path, settings: dict[str, Any], *, but: Set[str] = frozenset()) -> bool:
     """Whether the stage `name` has already written `target` with the same settings (`but`: training settings that may differ); its trainer
     states are then removed. Raises UserError if it was written with others."""
     run.recover(target)
@@ -65,23 +65,15 @@ class EngineStage(Stage):
     A trainer state is engine.pt (weights and optimizer, for any engine and number of processes), ema.pt (with an average) and state.json.
     """
 
-    def __init__(
-        self,
-        run: Run,
-        schedule: Schedule,
-        train: TrainConfig,
-        *,
-        model: Any,
-        engine: Engine,
-        settings: dict[str, Any],
-        average: bool = True,
-    ) -> None:
+    def __init__(self, run: Run, schedule: Schedule, *, model: Any, engine: Engine, settings: dict[str, Any], average: bool = True) -> None:
         """settings: as in the stage's record; a trainer state with others is refused. `average`: whether to average the weights."""
         super().__init__(run, schedule)
-        self.model, self.engine, self.settings, self.train = model, engine, settings, train
+        train = self.train = run.config.train
+        self.model, self.engine, self.settings = model, engine, settings
         self.ema = optim.Ema(model, train.ema_decay, every=train.ema_every) if average else None
         self.spikes = health.Spikes(train.spike_factor)
         self.held_before: dict[str, float] = {}  # held-out figures before the first step, where they were measured
+        self.logged: dict[str, float] = {}  # figures of the last step that was logged
 
     def start_measured(self, held: dict[str, float]) -> str:
         """Keep and log the held-out figures from before the first step. Returns a line with these figures."""
@@ -122,6 +114,14 @@ class EngineStage(Stage):
         self.ema.copy_to(self.model)
         self.engine.refresh()
 
+    def record(self, **more: Any) -> dict[str, Any]:
+        """What `training.json` holds of every such stage, with what it holds of this one."""
+        return {
+            "settings": self.settings, "steps": self.step, "stopped_by": self.schedule.stopped_by(self.step),
+            "seconds": round(self.clock.seconds()), "train": self.logged,
+            **({"val_before": self.held_before} if self.held_before else {}), **more,
+        }  # fmt: skip
+
     def snapshot(self) -> Callable[[Path], object]:
         parts = {"engine.pt": self.engine.state()}  # all processes gather, the first writes
         if self.ema is not None:
@@ -141,7 +141,7 @@ class EngineStage(Stage):
 
     def restore(self, folder: Path) -> float:
         saved = checkpoint.read_part(folder / "state.json")
-        require_same_but_retry(folder, saved["settings"], self.settings, but=AVERAGE_KEYS if self.ema is None else None)
+        require_same_but_retry(folder, saved["settings"], self.settings, but=AVERAGE_KEYS if self.ema is None else frozenset())
         self.engine.load(folder)
         if self.ema is not None:  # older states may have one that the stage no longer uses
             self.ema.load_state_dict(checkpoint.read_part(folder / "ema.pt", map_location="cpu"))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tokun.config import Config
 from tokun.models.losses import SQUEEZENET_URL, VGG_URL, kept_weights
+from tokun.training.adapters import is_on_pictures
 from tokun.utils import network_access
 from tokun.utils.network_access import NotFetched
 
@@ -20,7 +21,7 @@ COMMANDS = {
 def require_weights(config: Config) -> None:
     """Raise NotFetched (a FileNotFoundError) for weights that a stage of this run will need, and that are neither here nor in reach."""
     image, train, out = config.image_tokenizer_train, config.train, Path(config.out)
-    pictures = not (config.grpo.rewards or config.dpo.pairs or config.words.train)
+    pictures = is_on_pictures(config)
     if pictures and not config.start and image.perceptual_weight > 0 and not (out / "image_tokenizer").is_dir():
         if image.perceptual == "lpips":
             _require(VGG_URL, "image_tokenizer_train.perceptual is lpips", f"{OWN_LOSS}, or {NO_LOSS}")

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tokun.config import TrainConfig
 from tokun.inference.checkpoint_folder import quiet_deepspeed
 from tokun.models.feature_alignment import HEAD, without_head
-from tokun.models.partitioned_parameters import collected, own_share
+from tokun.models.partitioned_parameters import collected, collective_device, own_share
 from tokun.training import optim
 from tokun.training.zero import MOMENTS, ZeroOptimizer, skip_inference_kernel
 from tokun.utils import checkpoint, launcher, shipped_configs
@@ -124,8 +124,17 @@ def wait_for_processes() -> None:
         dist.barrier()
 
 
-def _rank() -> int:
+def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
+
+
+def summed(values: Tensor, world: int) -> Tensor:
+    """The sum over all processes. A collective call."""
+    if world == 1:
+        return values
+    out = values.to(collective_device(), copy=True)
+    dist.all_reduce(out)
+    return out.to(values.device)
 
 
 def end_processes() -> None:
@@ -210,8 +219,8 @@ class Engine:
         """Call it after parameters were overwritten from outside (optim.Ema.copy_to)."""
 
     def whole_model(self) -> nn.Module | None:
-        """The model with its current whole weights. Under ZeRO-3 a copy on rank 0, None elsewhere. A collective call."""
-        return self.plain
+        """The model with its current whole weights, under ZeRO-3 a copy. A collective call; only the first process gets it."""
+        return self.plain if rank() == 0 else None
 
     def state(self) -> dict[str, Any]:
         """The contents of `engine.pt`: whole tensors by name (`model`) and torch's own optimizer state (`optimizer`).
@@ -219,7 +228,7 @@ class Engine:
         They do not depend on the engine and the number of processes, so that any other can resume from them. The tensors are copies on the
         CPU, which later steps do not change. A collective call; only rank 0 gets the state.
         """
-        if _rank() > 0:
+        if rank() > 0:
             return {}
         weights, frozen = self.plain.state_dict(), any(not p.requires_grad for p in self.plain.parameters())
         if frozen:  # frozen weights are not saved
@@ -328,7 +337,7 @@ class DeepSpeedEngine(Engine):
     @torch.no_grad()
     def whole_model(self) -> nn.Module | None:
         if self.stage < 3:
-            return self.plain
+            return super().whole_model()
         parameters = dict(self.plain.named_parameters())
         weights = collected({name: own_share(p) for name, p in parameters.items()}, parameters)
         if dist.get_rank() > 0:
@@ -350,11 +359,11 @@ class DeepSpeedEngine(Engine):
         moments: dict[int, dict[str, Tensor]] = {}
         for number, parameter in enumerate(self.parameters):  # gathered in every process, one parameter at a time
             whole = self.zero.read(parameter)
-            if _rank() == 0:
+            if rank() == 0:
                 weight, *rest = (tensor.to("cpu", copy=True) for tensor in whole)
                 model |= dict.fromkeys(self.names[id(parameter)], weight)
                 moments[number] = {"step": step.clone(), **dict(zip(MOMENTS, rest))}
-        return {"model": model, "optimizer": {"state": moments, "param_groups": self.groups}} if _rank() == 0 else {}
+        return {"model": model, "optimizer": {"state": moments, "param_groups": self.groups}} if rank() == 0 else {}
 
     @torch.no_grad()
     def load(self, folder: Path) -> None:

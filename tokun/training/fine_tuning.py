@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from tokun import data
@@ -27,7 +26,7 @@ from tokun.tokenizers.vocabulary import Vocabulary
 from tokun.tokenizers.wordings import tasks_on
 from tokun.training import adapters, loop, step_log
 from tokun.training.distributed_stage import EngineStage, is_finished, result_folder
-from tokun.training.engine import Engine
+from tokun.training.engine import Engine, summed
 from tokun.training.generator import training_seed, where_to
 from tokun.training.resume_settings import change_line, figures_line, recorded, started_from
 from tokun.training.run import Run, micro_batch, states_on_disk
@@ -41,6 +40,7 @@ class TuningStage(EngineStage):
     what: ClassVar[str]  # plural noun for the items
     sums: ClassVar[tuple[str, ...]]  # names of the sums of `loss`
     tasks: ClassVar[tuple[str, ...]] = ()  # new tasks of the result, besides the base's
+    items: Sequence[Any]  # what the order shuffles; a subclass sets it
     held_out: Sequence[Any] = ()  # global batches
 
     def __init__(self, run: Run, base: Tokun, vocabulary: Vocabulary, settings: dict[str, Any], *, held: int) -> None:
@@ -69,16 +69,10 @@ class TuningStage(EngineStage):
         if train.compile and can_compile(device):
             compile_layers(model)
         schedule = loop.Schedule.of(train, eval_every=train.eval_every if held else 0, sample_every=0)
-        super().__init__(run, schedule, train, model=model, engine=engine, settings=settings)
-        self.logged: dict[str, float] = {}
+        super().__init__(run, schedule, model=model, engine=engine, settings=settings)
 
     def ready(self, model: Any) -> None:
         """Prepare the model before the engine wraps it."""
-
-    @property
-    @abstractmethod
-    def items(self) -> Sequence[Any]:
-        """The items that the order shuffles."""
 
     @abstractmethod
     def pack(self, items: Sequence[int], positions: Sequence[int]) -> Any:
@@ -122,9 +116,8 @@ class TuningStage(EngineStage):
 
     def figures(self) -> tuple[dict[str, float], str]:
         total, norm, lr = self.last
-        if self.run.world > 1:
-            dist.all_reduce(total)
-        own, words = step_log.of_fine_tuning(self.window, self.figures_of(dict(zip(self.sums, total.tolist(), strict=True))))
+        sums = dict(zip(self.sums, summed(total, self.run.world).tolist(), strict=True))
+        own, words = step_log.of_fine_tuning(self.window, self.figures_of(sums))
         self.logged = own | self.update_figures(norm, lr, items=len(self.items))
         return self.logged, words
 
@@ -157,7 +150,7 @@ class TuningStage(EngineStage):
             tensors = self.tuned.tensors()
             return self.tuned.model(self.tuned.adapter(tensors, tasks=tasks)) if self.run.rank == 0 else None
         generator = self.engine.whole_model()
-        if generator is None or self.run.rank > 0:
+        if generator is None:
             return None
         return dataclasses.replace(
             self.base, vocabulary=self.vocabulary, generator=generator.float().eval(), tasks=tasks, defaults=self.config.sampling
@@ -168,11 +161,7 @@ class TuningStage(EngineStage):
         self.take_average()
         held, whole = self.held_out_figures(self.held_out), self.whole()
         if whole is not None:
-            record = {
-                "settings": self.settings, "steps": self.step, "stopped_by": self.schedule.stopped_by(self.step),
-                "seconds": round(self.clock.seconds()), "train": self.logged, "val": held,
-                **({"val_before": self.held_before} if self.held_before else {}), "parameters": self.parameters, "trained": self.trained,
-            }  # fmt: skip
+            record = self.record(val=held, parameters=self.parameters, trained=self.trained)
             figures = [(f"held out: {name}", f"{value:.4g}") for name, value in held.items()]
             with checkpoint.whole_directory(target) as folder:
                 if self.tuned:

@@ -1,4 +1,4 @@
-"""The image tokenizer's adversary: a patch discriminator with its own optimizer, or none."""
+"""The image tokenizer's adversary: a patch discriminator with its own optimizer."""
 
 from __future__ import annotations
 
@@ -12,41 +12,8 @@ from tokun.models import losses
 from tokun.training import optim
 
 
-class Adversary:
-    """No adversary: the interface of `Gan`, without effect."""
-
-    module: nn.Module | None = None  # the discriminator
-
-    @staticmethod
-    def make(discriminator: nn.Module | None, train: configs.ImageTokenizerTrainConfig, accelerator: Any) -> Adversary:
-        return Adversary() if discriminator is None else Gan(discriminator, train, accelerator)
-
-    def active(self, step: int) -> bool:
-        """Whether the decoder's loss has an adversarial term at this step."""
-        return False
-
-    def decoder_loss(self, base: Tensor, fake: Tensor, last: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The adversarial term for reconstructions `fake` (B, C, H, W), and its figures.
-
-        base: the other losses; last: the decoder's last weight
-        """
-        raise AssertionError("never active")
-
-    def train_step(self, step: int, real: Tensor, fake: Tensor, lr_factor: float) -> dict[str, Tensor]:
-        """A step of the discriminator on pictures and reconstructions (B, C, H, W). Returns its loss, by name."""
-        return {}
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        assert not state
-
-
-class Gan(Adversary):
+class Gan:
     """A discriminator with its own optimizer."""
-
-    module: nn.Module
 
     def __init__(self, discriminator: nn.Module, train: configs.ImageTokenizerTrainConfig, accelerator: Any):
         self.train, self.accelerator, self.module = train, accelerator, discriminator
@@ -54,9 +21,14 @@ class Gan(Adversary):
         self.wrapped, self.optimizer = accelerator.prepare(discriminator, self.optimizer)
 
     def active(self, step: int) -> bool:
+        """Whether the decoder's loss has an adversarial term at this step."""
         return step >= self.train.gan_start
 
     def decoder_loss(self, base: Tensor, fake: Tensor, last: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The adversarial term for reconstructions `fake` (B, C, H, W), and its figures.
+
+        base: the other losses; last: the decoder's last weight
+        """
         self.module.requires_grad_(False)  # no gradients in the discriminator from the decoder's step
         adversarial = losses.adversarial_loss(self.module(fake.float()))
         weight = losses.adaptive_weight(base, adversarial, last)
@@ -64,6 +36,7 @@ class Gan(Adversary):
         return self.train.gan_weight * weight * adversarial, {"adversarial": adversarial, "adaptive_weight": weight}
 
     def train_step(self, step: int, real: Tensor, fake: Tensor, lr_factor: float) -> dict[str, Tensor]:
+        """A step of the discriminator on pictures and reconstructions (B, C, H, W). Returns its loss, by name."""
         if step < self.train.gan_start - 500:  # the discriminator starts a little before it is used
             return {}
         optim.set_lr(self.optimizer, self.train.gan_lr * lr_factor)

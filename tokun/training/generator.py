@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from tokun import data
@@ -42,7 +41,7 @@ from tokun.tokenizers.vocabulary import REGISTERS, Vocabulary
 from tokun.training import adapters, health, loop, step_log
 from tokun.training.codes import common_things, require_codes_of
 from tokun.training.distributed_stage import EngineStage, is_finished, result_folder
-from tokun.training.engine import Engine
+from tokun.training.engine import Engine, summed
 from tokun.training.feature_alignment import Targets
 from tokun.training.feature_alignment import targets as alignment_targets
 from tokun.training.generator_evaluation import closing_lines, evaluate_generator, held_out_batches, log_samples, weighted
@@ -233,13 +232,12 @@ class GeneratorStage(EngineStage):
             eval_every=train.eval_every if self.held_out else 0,
             sample_every=train.sample_every if run.config.sampling.n > 0 else 0,
         )
-        super().__init__(run, schedule, train, model=model, engine=engine, settings=settings)
+        super().__init__(run, schedule, model=model, engine=engine, settings=settings)
         self.targets = targets
         self.training_batches = _training_batches(run, parts)
         self.tasks = tasks_of(self.training_batches.samples, train.task_mix, parts.codes)
         self.best = self._open_best()
         self.rate = health.matmul_rate(engine.device, torch.bfloat16 if train.precision == "bf16" else torch.float32)
-        self.logged: dict[str, float] = {}
 
     def _align(self, run: Run, model: Any) -> Targets | None:
         """With `train.align_weight`, give the model its alignment head. Returns the head's targets."""
@@ -291,8 +289,8 @@ class GeneratorStage(EngineStage):
     def take_step(self, batch: data.TokenBatch, lr: float) -> None:
         train, engine = self.train, self.engine
         engine.set_lr(lr)
-        sums = _global_sums(self.run, batch, engine.device)
-        means = torch.stack([1 / count for count in losses.term_counts(sums["image"], sums["text"])])
+        image, text, tokens = _global(self.run, batch.counts, engine.device)  # image targets, text targets, all tokens except padding
+        means = torch.stack([1 / count for count in losses.term_counts(image, text)])
         weights = means * means.new_tensor([getattr(train, term.weight) for term in losses.TERMS.values()])
         loop.seed_device(loop.step_seed(self.seed, self.step, self.run.rank), engine.device)  # dropout is a function of (seed, step, rank)
         if not self.model.training:  # visiting all modules takes as long as a small kernel
@@ -312,18 +310,16 @@ class GeneratorStage(EngineStage):
                 engine.backward(loss * self.run.world)
             losses_here += means * torch.stack([parts[name].detach() for name in names])
         norm = self.update()
-        self.window.counts["tokens"] += float(sums["tokens"])
+        self.window.counts["tokens"] += float(tokens)
         # approximately: other processes' rows may be a token longer
         self.window.counts["width"] += batch.input_ids.numel() * self.run.world
         self.last = names, losses_here, norm, lr
 
     def figures(self) -> tuple[dict[str, float], str]:
         names, losses_here, norm, lr = self.last
-        if self.run.world > 1:
-            dist.all_reduce(losses_here)
         train, batches = self.train, self.training_batches
         weights, rate = (train.image_weight, train.text_weight), self.rate * self.run.world
-        found = dict(zip(names, losses_here.tolist(), strict=True))
+        found = dict(zip(names, summed(losses_here, self.run.world).tolist(), strict=True))
         own, words = step_log.of_generator(self.window, found, weights=weights, flops=self.flops, rate=rate)
         skipped = step_log.of_samples(batches.samples.index.skipped, batches.cut_captions)
         self.logged = own | self.update_figures(norm, lr, items=len(batches.samples)) | skipped
@@ -355,7 +351,7 @@ class GeneratorStage(EngineStage):
         """The model as users load it, with the current weights. A collective call; only the first process gets it."""
         if self.tuned is None:
             generator = self.engine.whole_model()
-            if generator is None or self.run.rank > 0:
+            if generator is None:
                 return None
             return self.parts.checkpoint(feature_alignment.without_head(generator), self.config, self.tasks, self.engine.device)
         tensors = self.tuned.tensors()
@@ -377,12 +373,10 @@ class GeneratorStage(EngineStage):
     def _record(self, held: dict[str, float]) -> dict[str, Any]:
         image_tokenizer = checkpoint.read_record(self.run.out / "image_tokenizer" / "stage.json")
         assert image_tokenizer is not None, "the stage before has ended"
-        return {
-            "settings": self.settings, "steps": self.step, "planned": self.schedule.steps,
-            "stopped_by": self.schedule.stopped_by(self.step), "seconds": round(self.clock.seconds()),
-            "train": self.logged, "val": held, **({"val_before": self.held_before} if self.held_before else {}),
-            "parameters": self.parameters, "trained": self.trained, "image_tokenizer": image_tokenizer["figures"],
-        }  # fmt: skip
+        return self.record(
+            planned=self.schedule.steps, val=held, parameters=self.parameters, trained=self.trained,
+            image_tokenizer=image_tokenizer["figures"],
+        )  # fmt: skip
 
     def _loss_of(self, held: dict[str, float]) -> float:
         return weighted(held, self.train)
@@ -464,14 +458,6 @@ def tasks_of(samples: data.CodeSamples, task_mix: dict[str, float], codes: dict[
     return tuple(task for task, share in task_mix.items() if share > 0 and held.get(task, True))
 
 
-def _global_sums(run: Run, batch: data.TokenBatch, device: torch.device) -> dict[str, Tensor]:
-    """Counts over the global batch, at least one each: image targets, text targets, and all tokens except padding."""
-    return dict(zip(("image", "text", "tokens"), _global(run, batch.counts, device)))
-
-
 def _global(run: Run, counts: Sequence[float], device: torch.device) -> Tensor:
     """Sums of counts over all processes, at least one each: float32."""
-    found = torch.tensor(counts, dtype=torch.float32, device=device)
-    if run.world > 1:
-        dist.all_reduce(found)
-    return found.clamp_min(1)
+    return summed(torch.tensor(counts, dtype=torch.float32, device=device), run.world).clamp_min(1)

@@ -11,7 +11,7 @@ import torch
 from tokun import data
 from tokun.config import TrainConfig
 from tokun.inference import decoder
-from tokun.inference.model import Tokun
+from tokun.inference.model import Pair, Tokun
 from tokun.models import losses
 from tokun.render.grids import captioned_grid, save_page
 from tokun.tokenizers.vocabulary import Vocabulary
@@ -83,10 +83,17 @@ def log_samples(run: Run, model: Tokun, step: int) -> None:
     pairs = model.sample(run.config.sampling.seed, run.config.sampling.n)
     decoder.forget(model.generator)
     model.generator.train(was_training)
-    captions = [pair.caption for pair in pairs]
-    grid = captioned_grid([pair.image for pair in pairs], captions)
+    log_page(run, "samples", pairs, [pair.caption for pair in pairs], step, file="step")
+    run.tracker.log({"samples/pmi": float(np.mean([pair.pmi for pair in pairs]))}, step=step)
+
+
+def log_page(
+    run: Run, name: str, pairs: Sequence[Pair], captions: Sequence[str], step: int, *, file: str, columns: int | None = None
+) -> None:
+    """Save a page of pairs in `out/samples/` and log it to the tracker as `name`."""
+    images = [pair.image for pair in pairs]
+    grid = captioned_grid(images, captions, columns=columns)
     folder = run.out / "samples"
     folder.mkdir(exist_ok=True)
-    save_page(grid, folder / f"step-{step:08d}.png")
-    run.tracker.log_grid("samples", grid, [pair.image for pair in pairs], captions, step=step)
-    run.tracker.log({"samples/pmi": float(np.mean([pair.pmi for pair in pairs]))}, step=step)
+    save_page(grid, folder / f"{file}-{step:08d}.png")
+    run.tracker.log_grid(name, grid, images, captions, step=step)

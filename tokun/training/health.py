@@ -13,8 +13,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -147,9 +146,10 @@ def peak_memory(device: torch.device) -> int:
 PROBE = "tokun_probe"
 
 
-@contextmanager
-def attention_probe(model: Any) -> Iterator[list[float]]:
-    """Within the block, each attention call appends its largest logit (scaled, before the softmax) to the yielded list."""
+@torch.no_grad()
+def attention_logit_max(model: Any, input_ids: Tensor) -> float:
+    """The largest attention logit (scaled, before the softmax) over all layers, heads and positions, for input_ids (B, T). Growing values
+    precede divergence (Dehghani et al., 2023, section 2.1)."""
     from transformers import AttentionInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -167,15 +167,7 @@ def attention_probe(model: Any) -> Iterator[list[float]]:
     before = model.config._attn_implementation
     model.config._attn_implementation = PROBE
     try:
-        yield found
+        model(input_ids=input_ids, use_cache=False)
     finally:
         model.config._attn_implementation = before
-
-
-@torch.no_grad()
-def attention_logit_max(model: Any, input_ids: Tensor) -> float:
-    """The largest attention logit over all layers, heads and positions, for input_ids (B, T). Growing values precede divergence
-    (Dehghani et al., 2023, section 2.1)."""
-    with attention_probe(model) as found:
-        model(input_ids=input_ids, use_cache=False)
     return max(found)

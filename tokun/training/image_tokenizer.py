@@ -20,19 +20,11 @@ from tokun.models.generator import can_compile, count_parameters
 from tokun.tokenizers.image import ImageTokenizer
 from tokun.training import loop, optim, step_log
 from tokun.training.engine import make_accelerator
-from tokun.training.gan import Adversary
+from tokun.training.gan import Gan
 from tokun.training.image_shapes import held_out_pictures, shape_options, shape_settings, shapes_line, sizes_line, unseen_pictures
 from tokun.training.initial_checkpoint import starting_model
 from tokun.training.reconstruction import gate, gate_problems, inspect_image_tokenizer
-from tokun.training.resume_settings import (
-    GATE_KEYS,
-    LOGGING_KEYS,
-    idle_settings,
-    require_same_but_retry,
-    started_from,
-    stopped_early,
-    without,
-)
+from tokun.training.resume_settings import GATE_KEYS, LOGGING_KEYS, idle_in, require_same_but_retry, started_from, stopped_early, without
 from tokun.training.run import Run, states_on_disk
 from tokun.training.start_report import colour_line, style_key_line, tags_line, verdict
 from tokun.utils import checkpoint
@@ -71,7 +63,7 @@ def _settings(config: Config) -> dict[str, Any]:
     train = config.image_tokenizer_train
     return {
         "image_tokenizer": dataclasses.asdict(config.image_tokenizer),
-        "image_tokenizer_train": without(dataclasses.asdict(train), LOGGING_KEYS | GATE_KEYS | {"compile"} | idle_settings(train)),
+        "image_tokenizer_train": without(dataclasses.asdict(train), LOGGING_KEYS | GATE_KEYS | {"compile"} | idle_in(vars(train))),
         "seed": config.seed,
         "shards": checkpoint.files_fingerprint(data.expand_shards(config.data.train)),
         **shape_settings(config),
@@ -145,7 +137,7 @@ class ImageTokenizerStage(loop.Stage):
         discriminator = losses.PatchDiscriminator(config.image_tokenizer.image_channels).to(self.device) if train.gan_weight > 0 else None
         optimizer = optim.make_adamw(self.model, lr=train.lr, betas=train.betas, weight_decay=train.weight_decay)
         self.wrapped, self.optimizer = self.accelerator.prepare(self.model, optimizer)
-        self.adversary = Adversary.make(discriminator, train, self.accelerator)
+        self.adversary = Gan(discriminator, train, self.accelerator) if discriminator is not None else None
 
     def describe(self) -> str:
         grids = ", ".join(self.config.data.grids) or cropping.grid_text(self.model.grid)
@@ -172,7 +164,8 @@ class ImageTokenizerStage(loop.Stage):
         self.require_finite(norm, what="gradient norm")
         self.optimizer.step()
         self.ema.update(self.model)
-        terms |= self.adversary.train_step(self.step, images, out.images.detach(), lr / self.train.lr)
+        if self.adversary:
+            terms |= self.adversary.train_step(self.step, images, out.images.detach(), lr / self.train.lr)
         self.last = {**terms, "loss": loss, "codes": out.codes, "lr": lr, "grad_norm": norm}
 
     def loss(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor], Any]:
@@ -188,7 +181,7 @@ class ImageTokenizerStage(loop.Stage):
         base = train.l1_weight * l1 + train.mse_weight * mse + train.perceptual_weight * distance.float() + train.line_weight * lines
         loss = base + out.quantizer_loss.float()
         terms = {"l1": l1, "mse": mse, "perceptual": distance, "line": lines, "quantizer": out.quantizer_loss}
-        if self.adversary.active(self.step):
+        if self.adversary and self.adversary.active(self.step):
             extra, more = self.adversary.decoder_loss(base, out.images, self.model.decoder.last.weight)
             loss, terms = loss + extra, terms | more
         return loss, terms, out
@@ -216,8 +209,7 @@ class ImageTokenizerStage(loop.Stage):
 
     def disk_bytes(self) -> int:
         """Weights, two moments and the average for the model; the same without the average for the discriminator."""
-        adversary = self.adversary.module
-        sizes = [count_parameters(self.model), count_parameters(adversary) if adversary is not None else 0]
+        sizes = [count_parameters(self.model), count_parameters(self.adversary.module) if self.adversary else 0]
         return 4 * (4 * sizes[0] + 3 * sizes[1]) * states_on_disk(self.config)
 
     def snapshot(self) -> Callable[[Path], object]:
@@ -225,7 +217,8 @@ class ImageTokenizerStage(loop.Stage):
             return lambda _folder: None
         copies = checkpoint.snapshot({
             "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "ema": self.ema.state_dict(),
-            "adversary": self.adversary.state_dict(), "spent": self.clock.seconds(), "settings": json.dumps(self.settings),
+            "adversary": self.adversary.state_dict() if self.adversary else {},
+            "spent": self.clock.seconds(), "settings": json.dumps(self.settings),
         })  # fmt: skip
         return lambda folder: torch.save(copies, folder / "state.pt")
 
@@ -235,7 +228,8 @@ class ImageTokenizerStage(loop.Stage):
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.ema.load_state_dict(state["ema"])
-        self.adversary.load_state_dict(state["adversary"])
+        if self.adversary:
+            self.adversary.load_state_dict(state["adversary"])
         return state["spent"]
 
     def finish(self, target: Path) -> dict[str, float]:

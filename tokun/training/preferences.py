@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -25,10 +24,10 @@ from tokun.inference import preferences
 from tokun.inference.model import Tokun
 from tokun.models import losses
 from tokun.models.generator import uncompiled
-from tokun.models.partitioned_parameters import collective_device
 from tokun.tokenizers import sequences
 from tokun.tokenizers.sequences import Packed
 from tokun.tokenizers.vocabulary import Vocabulary
+from tokun.training.engine import summed
 from tokun.training.fine_tuning import TuningStage, run_stage, settings_of
 from tokun.training.run import Run
 from tokun.utils import checkpoint
@@ -72,26 +71,22 @@ class PreferenceStage(TuningStage):
     def __init__(self, run: Run, base: Tokun, settings: dict[str, Any]) -> None:
         d, v = run.config.dpo, base.vocabulary
         encode = base.text_tokenizer.encode
-        self.pairs = preferences.read(d.pairs, v, encode)
+        self.items = preferences.read(d.pairs, v, encode)
         held = preferences.read(d.val, v, encode) if d.val else []
         self.is_image = v.is_image
         super().__init__(run, base, v, settings, held=len(held))
-        if other := sum(not pair.same for pair in self.pairs):
-            run.say(f"preferences: {other} of {len(self.pairs)} compare samples with different tags: each is scored given its own")
-        everything = [*self.pairs, *held]
+        if other := sum(not pair.same for pair in self.items):
+            run.say(f"preferences: {other} of {len(self.items)} compare samples with different tags: each is scored given its own")
+        everything = [*self.items, *held]
         reference = self._reference(everything)
-        self.reference = reference[:, : len(self.pairs)]
+        self.reference = reference[:, : len(self.items)]
         self.held_out = [
-            self._batch(held[i : i + 16], reference[:, len(self.pairs) + i : len(self.pairs) + i + 16], share=1.0)
+            self._batch(held[i : i + 16], reference[:, len(self.items) + i : len(self.items) + i + 16], share=1.0)
             for i in range(0, len(held), 16)
         ]
 
-    @property
-    def items(self) -> Sequence[preferences.Preference]:
-        return self.pairs
-
     def pack(self, items: Sequence[int], positions: Sequence[int]) -> PairBatch:
-        return self._batch([self.pairs[i] for i in items], self.reference[:, list(items)], share=1 / self.train.batch_size)
+        return self._batch([self.items[i] for i in items], self.reference[:, list(items)], share=1 / self.train.batch_size)
 
     def _batch(self, pairs: Sequence[preferences.Preference], reference: Tensor, *, share: float) -> PairBatch:
         made = collate([*(p.chosen for p in pairs), *(p.rejected for p in pairs)], self.vocabulary.id("<pad>"))
@@ -143,10 +138,7 @@ class PreferenceStage(TuningStage):
                 nats = self.likelihoods(batch, slice(None), trained=False)
             if number < len(starts):
                 found[:, i : i + size] = nats
-        if world > 1:
-            found = found.to(collective_device())
-            dist.all_reduce(found)
-        return found.cpu()
+        return summed(found, world).cpu()
 
 
 def scored(labels: Tensor, packed: Sequence[Packed], v: Vocabulary, over: str) -> Tensor:

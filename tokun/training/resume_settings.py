@@ -7,7 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tokun import config as configs
 from tokun.config import Config
 from tokun.utils import checkpoint
 from tokun.utils.errors import UserError
@@ -25,18 +24,18 @@ FREE_KEYS = {"seed", "deepspeed", "micro_batch_size", "gradient_checkpointing", 
 
 def recorded(config: Config, *, but: Set[str] = frozenset()) -> dict[str, Any]:
     """`config.train` without the keys `but`, and any `config.adapter`, as the record of a generator's training holds them."""
-    train = without(asdict(config.train), LOGGING_KEYS | FREE_KEYS | idle_settings(config.train) | but)
+    train = without(asdict(config.train), LOGGING_KEYS | FREE_KEYS | idle_in(vars(config.train)) | but)
     return {"train": train, **({"adapter": asdict(config.adapter)} if config.adapter.rank else {})}
 
 
-def require_same(path: Path, made_with: dict[str, Any], asked: dict[str, Any], *, but: set[str] | None = None) -> None:
+def require_same(path: Path, made_with: dict[str, Any], asked: dict[str, Any], *, but: Set[str] = frozenset()) -> None:
     """`checkpoint.require_same` for records of stages, including older versions. `but`: training settings that may differ.
 
     Raises UserError, also if the checkpoint that the run started from has been replaced.
     """
 
     def strip(tree: dict[str, Any]) -> dict[str, Any]:
-        return {k: without(v, idle_in(v) | (but or set())) if k in ("train", "image_tokenizer_train") else v for k, v in tree.items()}
+        return {k: without(v, idle_in(v) | but) if k in ("train", "image_tokenizer_train") else v for k, v in tree.items()}
 
     if START not in made_with or START not in asked:  # an older record, or one without an adapter: the other settings decide
         made_with, asked = without(made_with, {START}), without(asked, {START})
@@ -48,18 +47,16 @@ def require_same(path: Path, made_with: dict[str, Any], asked: dict[str, Any], *
     checkpoint.require_same(path, strip(made_with), strip(asked))
 
 
-def require_same_but_retry(path: Path, made_with: dict[str, Any], asked: dict[str, Any], *, but: set[str] | None = None) -> None:
+def require_same_but_retry(path: Path, made_with: dict[str, Any], asked: dict[str, Any], *, but: Set[str] = frozenset()) -> None:
     """`require_same` for trainer states. The settings that the error of a non-finite loss suggests changing may differ."""
-    require_same(path, made_with, asked, but=RETRY_KEYS | (but or set()))
-
-
-def idle_settings(train: configs.TrainConfig | configs.ImageTokenizerTrainConfig) -> set[str]:
-    """Newer settings at values without effect. Records omit them, so that records of older runs still match."""
-    return idle_in(vars(train))
+    require_same(path, made_with, asked, but=RETRY_KEYS | but)
 
 
 def idle_in(section: dict[str, Any]) -> set[str]:
-    """The same for a section of a record."""
+    """Newer settings at values without effect, in a section of a record or of the config.
+
+    Records omit them, so that records of older runs still match.
+    """
     return {name for name, idle in IDLE.items() if name in section and section[name] == idle}
 
 

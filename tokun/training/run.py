@@ -133,7 +133,7 @@ def open_run(config: Config, *, deepspeed: bool = False) -> Run:
         t.kind, project=t.project, name=t.name or out.name, directory=out / "tracking", config=tree, main_process=rank == 0
     )
     run = Run(config, out, tracker, rank, world, deepspeed, health.StopRequest(), checkpoint.Writer(tqdm.write))
-    if config.grpo.rewards or config.dpo.pairs or config.words.train:  # the first stage trains it; other stages come before an adapter's
+    if not adapters.is_on_pictures(config):  # the first stage trains it; other stages come before an adapter's
         run.start = start
     if held is not None:
         run.release = weakref.finalize(run, lock.release, held)  # also if it is never closed
@@ -194,19 +194,13 @@ def check_settings(config: Config, world: int, deepspeed: bool) -> None:
     micro = micro_batch(train, world)
     data.check_task_mix(train.task_mix)
     optim.require(train.optimizer)
-    shares = {
-        "train.word_dropout": train.word_dropout,
-        "train.tag_dropout": train.tag_dropout,
-        "train.untagged_share": train.untagged_share,
-        "train.plain_share": train.plain_share,
-        "generator.dropout": config.generator.dropout,
-        "train.lr_hold": train.lr_hold,
+    shares = {f"train.{name}": getattr(train, name) for name in ("word_dropout", "tag_dropout", "untagged_share", "plain_share")}
+    below_one = {
+        "generator.dropout": config.generator.dropout, "train.lr_hold": train.lr_hold,
         "image_tokenizer_train.lr_hold": config.image_tokenizer_train.lr_hold,
-    }
-    for name, value in shares.items():
-        if not 0 <= value <= 1 or (
-            value == 1 and name.endswith(("dropout", "lr_hold")) and name.startswith(("generator", "train.lr", "image"))
-        ):
+    }  # fmt: skip
+    for name, value in (shares | below_one).items():
+        if not 0 <= value <= 1 or (value == 1 and name in below_one):
             raise UserError(f"{name} is {value}; it must be a share between 0 and 1")
     if deepspeed:
         settings = deepspeed_settings(train, micro=micro, accumulation=train.batch_size // world // micro)
@@ -221,7 +215,7 @@ def check_settings(config: Config, world: int, deepspeed: bool) -> None:
     _check_alignment(config)
     if train.ema_every < 1:
         raise UserError(f"train.ema_every is {train.ema_every}; it must be a number of steps, 1 or more")
-    if not (config.grpo.rewards or config.dpo.pairs or config.words.train):
+    if adapters.is_on_pictures(config):
         require_shards(config)
     weights = config.image_tokenizer_train.perceptual_weights
     if weights and config.image_tokenizer_train.perceptual_weight > 0 and not Path(weights).is_file():

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from tokun import data
@@ -25,6 +24,7 @@ from tokun.tokenizers import sequences
 from tokun.tokenizers.sequences import Packed
 from tokun.tokenizers.text import normalize
 from tokun.tokenizers.vocabulary import Vocabulary, tag_word
+from tokun.training.engine import summed
 from tokun.training.fine_tuning import TuningStage, run_stage, settings_of
 from tokun.training.run import Run
 from tokun.training.token_loss import TokenLoss
@@ -89,7 +89,7 @@ class WordsStage(TuningStage):
     def __init__(self, run: Run, base: Tokun, register: str, settings: dict[str, Any]) -> None:
         w = run.config.words
         vocabulary = base.vocabulary.extended(registers=[register])
-        self.rows = pack_rows(read_rows(w.train, w.description, w.caption), base, vocabulary, register)
+        self.items = pack_rows(read_rows(w.train, w.description, w.caption), base, vocabulary, register)
         held = pack_rows(read_rows(w.val, w.description, w.caption), base, vocabulary, register) if w.val else []
         self.pad = vocabulary.id("<pad>")
         dropped = run.config.train.word_dropout
@@ -97,26 +97,20 @@ class WordsStage(TuningStage):
         super().__init__(run, base, vocabulary, settings, held=len(held))
         self.held_out = [collate(held[i : i + 32], self.pad) for i in range(0, len(held), 32)]
 
-    @property
-    def items(self) -> Sequence[Packed]:
-        return self.rows
-
     def ready(self, model: Any) -> None:
-        longest = max(len(row.input_ids) for row in self.rows)
+        longest = max(len(row.input_ids) for row in self.items)
         self.token_loss = TokenLoss(
             model, self.vocabulary, rows=self.micro, length=longest, chunk=self.train.loss_chunk, compile=False, say=lambda _: None
         )  # fmt: skip
 
     def row(self, item: int, position: int) -> PackedRow:
-        packed = self.rows[item]
+        packed = self.items[item]
         ids = np.array(packed.input_ids, np.int32)
         return PackedRow(ids, packed.prompt, self.other(ids, packed.prompt, rng_for(self.seed, position, stream=2)) if self.other else None)
 
     def pack(self, items: Sequence[int], positions: Sequence[int]) -> data.TokenBatch:
         batch = collate([self.row(i, position) for i, position in zip(items, positions, strict=True)], self.pad)
-        self.tokens = torch.tensor(float(batch.counts[1]), device=self.engine.device)
-        if self.run.world > 1:
-            dist.all_reduce(self.tokens)
+        self.tokens = summed(torch.tensor(float(batch.counts[1]), device=self.engine.device), self.run.world)
         return batch
 
     def loss(self, batch: data.TokenBatch, rows: slice) -> tuple[Tensor, Tensor]:

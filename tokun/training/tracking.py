@@ -116,7 +116,8 @@ class WandbTracker(Tracker):
         self.survivable = _wandb_failures(wandb)
         directory.mkdir(parents=True, exist_ok=True)
         id_file = directory / WANDB_ID_FILE
-        self.run_id = resume_id or _read_id(id_file) or secrets.token_hex(4)
+        known = id_file.read_text(encoding="utf-8").strip() if id_file.is_file() else ""
+        self.run_id = resume_id or known or secrets.token_hex(4)
         write_text(id_file, self.run_id + "\n")  # whole: half an id would start another run
 
         def start(mode: str):
@@ -275,10 +276,3 @@ def _wandb_failures(wandb) -> tuple[type[Exception], ...]:
     mailbox = sys.modules.get("wandb.sdk.mailbox")
     names = ("HandleAbandonedError", "MailboxClosedError")
     return (wandb.errors.Error, OSError, *(getattr(mailbox, name) for name in names if hasattr(mailbox, name)))
-
-
-def _read_id(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8").strip() or None
-    except FileNotFoundError:
-        return None

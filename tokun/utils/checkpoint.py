@@ -44,15 +44,12 @@ def whole_directory(target: Path) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
-SAVE_ERRORS = (OSError, RuntimeError)  # torch.save raises RuntimeError if its writer cannot write
-
-
 @contextmanager
 def write_errors_reported(say: Callable[[str], None], target: Path) -> Iterator[None]:
     """Report a failed write within the block and carry on: a disk that is full for a while does not end the run."""
     try:
         yield
-    except SAVE_ERRORS as error:
+    except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError if its writer cannot write
         shutil.rmtree(target.with_name(target.name + ".partial"), ignore_errors=True)
         say(f"could not write {target} ({error}): going on, will try again later")
 
@@ -257,9 +254,7 @@ def read_record(path: Path) -> dict[str, Any] | None:
     """The record of a finished stage, or None if it is missing or broken."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (json.JSONDecodeError, UnicodeDecodeError):
+    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
         return None
 
 
