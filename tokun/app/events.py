@@ -125,7 +125,7 @@ class Events:
         ):  # fmt: skip
             form[name] = demo.whole(values.get(name, usual), low, high, links.SPOKEN[name])
         demo.numbers_of(form["no"], form["n"], form["best"])
-        yield {**form, "walk": links.is_walk(values), "chosen": "best" in values}
+        yield {**form, "walk": "from" in values or "to" in values, "chosen": "best" in values}
 
     @noticed
     def opened(self, asked, history):

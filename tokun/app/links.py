@@ -48,10 +48,6 @@ def read(parameters: Mapping[str, str]) -> dict[str, object]:
     return {**found, **{name: _number(parameters[name]) for name in NUMBERS if name in parameters}}
 
 
-def is_walk(values: Mapping[str, object]) -> bool:
-    return "from" in values or "to" in values
-
-
 def _number(text: str) -> object:
     try:
         return float(text)

@@ -30,11 +30,9 @@ def figure(image: Image.Image, caption: str, note: str = "", *, side: int = LARG
 def shape(image: Image.Image) -> str:
     """The attribute that gives a picture its own shape in a square place; "" for a square."""
     width, height = image.size
-    return (
-        ""
-        if width == height
-        else f' style="aspect-ratio: {width} / {height}; width: {min(100, 100 * width / height):.4g}%; margin: 0 auto"'
-    )
+    if width == height:
+        return ""
+    return f' style="aspect-ratio: {width} / {height}; width: {min(100, 100 * width / height):.4g}%; margin: 0 auto"'
 
 
 def plate(pairs: Sequence[Any], files: dict[str, str] | None = None, link: str = "") -> str:

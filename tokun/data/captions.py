@@ -57,9 +57,8 @@ def titles(captions: Mapping[str, int], *, looked_at: str = "") -> str:
     )
 
 
-WITHOUT_SPACES = re.compile(
-    r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]"
-)  # Thai, Lao, Burmese, Khmer, Japanese, Chinese
+# Thai, Lao, Burmese, Khmer, Japanese, Chinese
+WITHOUT_SPACES = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
 NO_CAPTION = re.compile(r"\s*(\w+://|www\.)\S+\s*|.*\.(avif|bmp|gif|heic|jpe?g|png|tiff?|webp)\s*", re.I | re.S)
 NUMBER = re.compile(r"[a-z]{0,8}\d[a-z\d]*|m*(cm|cd|d?c{0,3})(xc|xl|l?x{0,3})(ix|iv|v?i{0,3})")
 OF_LABELS = re.compile(

@@ -239,9 +239,8 @@ def is_bomb(image: Image.Image, data: bytes, most: int) -> bool:
     pixels = image.width * image.height
     tags = getattr(image, "tag_v2", {})  # a TIFF's tiles may be larger than the picture
     scans = 1
-    if (
-        image.format in ("JPEG", "MPO") and len(data) // 10 * pixels > 20 * most
-    ):  # each scan visits every pixel; its header alone takes ten bytes
+    # each scan visits every pixel; its header alone takes ten bytes
+    if image.format in ("JPEG", "MPO") and len(data) // 10 * pixels > 20 * most:
         scans = data.count(b"\xff\xda")
     return (
         pixels > most

@@ -9,7 +9,6 @@ import hashlib
 import io
 import json
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +21,7 @@ import numpy as np
 
 from tokun.data import tars
 from tokun.utils.errors import BadSample, UserError
+from tokun.utils.files import fsync, write_bytes
 
 IMAGE_SUFFIXES = ("webp", "png", "jpg", "jpeg")
 CODES_SUFFIX = "codes.npy"
@@ -180,17 +180,7 @@ def save_arrays(path: Path, stamp: bytes, arrays: Sequence[np.ndarray]) -> None:
     buffer = io.BytesIO()
     for array in arrays:
         np.lib.format.write_array(buffer, array, allow_pickle=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # a unique name: several processes may write at once
-    try:
-        with os.fdopen(handle, "wb") as file:
-            os.fchmod(handle, 0o644)  # mkstemp's 0600 would lock out other users who resume the run
-            file.write(hashlib.sha256(stamp + buffer.getbuffer()).digest())
-            file.write(buffer.getbuffer())
-        os.replace(aside, path)
-    except BaseException:
-        os.unlink(aside)
-        raise
+    write_bytes(path, hashlib.sha256(stamp + buffer.getbuffer()).digest(), buffer.getbuffer())
 
 
 def load_arrays(path: Path, stamp: bytes, count: int) -> list[np.ndarray] | None:
@@ -401,8 +391,7 @@ def write_shard(path: Path, samples: Iterable[Mapping[str, Any]], beside: Callab
     for suffix, payload in beside().items():
         path.with_suffix(suffix).write_bytes(payload)
     try:
-        with open(aside, "rb") as file:
-            os.fsync(file.fileno())
+        fsync(aside)
         os.replace(aside, path)
     except FileNotFoundError as error:
         raise UserError(

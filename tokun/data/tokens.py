@@ -23,9 +23,8 @@ from tokun.tokenizers.vocabulary import TASKS, Tags
 from tokun.utils.errors import UserError
 
 ENCODED = 2**16  # texts whose ids are cached: some tens of MB
-LENGTH_MULTIPLE = (
-    16  # with several grids, batch lengths are multiples of this: on a CPU, oneDNN prepares its matrix products again for each length
-)
+# with several grids, batch lengths are multiples of this: on a CPU, oneDNN prepares its matrix products again for each length
+LENGTH_MULTIPLE = 16
 
 
 @dataclass(frozen=True)

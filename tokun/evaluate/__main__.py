@@ -292,15 +292,14 @@ def draw_plots(case: Case) -> None:
     import numpy as np
 
     from tokun.evaluate import plots
-    from tokun.evaluate.doctor import BAND, mean_spectrum, reconstruct
-    from tokun.evaluate.held_out_pairs import grids_of
+    from tokun.evaluate.doctor import BAND, mean_spectrum, reconstructed
     from tokun.render.grids import captioned_grid
 
-    size, out, codes = case.model.image_tokenizer.codebook_size, case.args.out, [pair.codes for pair in case.held_out]
-    counts = {"held-out": np.concatenate(codes)}
+    size, out = case.model.image_tokenizer.codebook_size, case.args.out
+    counts = {"held-out": np.concatenate([pair.codes for pair in case.held_out])}
     pictures = {
         "held-out": [pair.image for pair in case.held_out],
-        "reconstructed": reconstruct(case.model, codes, grids_of(case.model, case.held_out)),
+        "reconstructed": reconstructed(case.model, case.held_out),
     }
     if "samples" in vars(case):
         counts["samples"] = np.concatenate([pair.codes for pair in case.samples])

@@ -11,6 +11,7 @@ import copy
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,9 +20,9 @@ import torch
 from tqdm import tqdm
 
 from tokun.evaluate import figures, plots
-from tokun.evaluate.doctor import reconstruct
+from tokun.evaluate.doctor import reconstructed
 from tokun.evaluate.figures import Figure
-from tokun.evaluate.held_out_pairs import RealPair, grids_of
+from tokun.evaluate.held_out_pairs import RealPair
 from tokun.inference.clip import Clip
 from tokun.inference.streams import cache_name
 from tokun.tokenizers import sequences
@@ -191,7 +192,7 @@ def by_clip(
     found: list[Figure] = []
     kinds = [(what, [pair.image for pair in pairs])]
     if isinstance(pairs[0], RealPair):
-        kinds.append((f"{what} through the image tokenizer", reconstruct(model, [pair.codes for pair in pairs], grids_of(model, pairs))))
+        kinds.append((f"{what} through the image tokenizer", reconstructed(model, pairs)))
     for kind, images in kinds:
         scores = clip.similarities(images, [pair.caption for pair in pairs])
         found += clip_scores(name, kind, scores, others, seed) + ranking_figures(name, kind, scores, keys, seed)
@@ -233,7 +234,7 @@ def rivals(captions: Sequence[Hashable], seed: int) -> tuple[np.ndarray, np.ndar
     out = np.empty((n, max(count, 0)), int)
     for place, i in enumerate(order):
         behind = (order[(place + step) % n] for step in range(1, n))
-        out[i] = [j for _, j in zip(range(count), (j for j in behind if captions[j] != captions[i]))]
+        out[i] = list(islice((j for j in behind if captions[j] != captions[i]), count))
     return order, out
 
 

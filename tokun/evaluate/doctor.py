@@ -20,7 +20,7 @@ from tokun.evaluate.distances import frechet, jackknife
 from tokun.evaluate.features import NEEDED, Features, alike, stack
 from tokun.evaluate.figures import Figure, mean, skipped
 from tokun.evaluate.held_out_pairs import RealPair, grids_of
-from tokun.inference.model import Tokun
+from tokun.inference.model import Pair, Tokun
 from tokun.models.losses import VGG_URL, LpipsDistance, kept_weights
 from tokun.render.grids import pair_sheet
 from tokun.training import reconstruction
@@ -36,7 +36,7 @@ def measure(
     real = [pair.image for pair in held_out]
     by_grid = codes_by_grid(model, held_out)
     codes = torch.cat([part.flatten() for part in by_grid.values()])
-    made = reconstruct(model, [pair.codes for pair in held_out], grids_of(model, held_out))
+    made = reconstructed(model, held_out)
     psnr = each(metrics.psnr, real, made)
     found = [
         mean("PSNR", psnr.tolist(), better="more", note="dB", seed=seed),
@@ -64,6 +64,11 @@ def reconstruct(model: Tokun, codes: Sequence[Sequence[int]] | Tensor, grids: Se
     """codes int64 (n, N), or one list per picture, with these grids (None: all the default one) -> pictures."""
     parts = [slice(i, i + 64) for i in range(0, len(codes), 64)]
     return [picture for part in parts for picture in model.decode_images(codes[part], None if grids is None else grids[part])]
+
+
+def reconstructed(model: Tokun, pairs: Sequence[RealPair | Pair]) -> list[Image.Image]:
+    """The pictures of these pairs, from their codes."""
+    return reconstruct(model, [pair.codes for pair in pairs], grids_of(model, pairs))
 
 
 def codes_by_grid(model: Tokun, pairs: Sequence[RealPair]) -> dict[tuple[int, int], Tensor]:
@@ -133,7 +138,7 @@ def sheet(real: Sequence[Image.Image], made: Sequence[Image.Image], psnr: Tensor
 def recognised(model: Tokun, held_out: Sequence[RealPair], judge: recognition.Judge, network: Features, *, seed: int = 0) -> list[Figure]:
     """How often the judge ranks a picture's own caption first of 16: for originals, for reconstructions, and the share kept."""
     real = [pair.image for pair in held_out]
-    made = reconstruct(model, [pair.codes for pair in held_out], grids_of(model, held_out))
+    made = reconstructed(model, held_out)
     originals, copies = (network(pictures, what=f"doctor: {network.name}").float().numpy() for pictures in (real, made))
     return recognition.measure(judge, [pair.caption for pair in held_out], originals, copies, note=network.name, seed=seed)
 

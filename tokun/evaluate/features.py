@@ -33,9 +33,8 @@ from tokun.utils.optional_packages import need
 
 SMALLEST = 128  # px: smaller pictures are enlarged by an integer factor, so that deep layers have several positions to average
 BATCH = 32
-NEEDED = (
-    f"needs --features FILE: the weights of SqueezeNet 1.1 ({SQUEEZENET_URL}, 5 MB) or of Inception v3"  # where a figure has no network
-)
+# where a figure has no network
+NEEDED = f"needs --features FILE: the weights of SqueezeNet 1.1 ({SQUEEZENET_URL}, 5 MB) or of Inception v3"
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from tokun.data import cropping
 from tokun.data.sample_record import plain_of
 from tokun.inference.image_to_codes import see
 from tokun.inference.model import Pair, Tokun
+from tokun.render.grids import as_picture
 from tokun.tokenizers.vocabulary import Tags, tag_word
 from tokun.utils.errors import BadSample, UserError, reading
 
@@ -74,11 +75,6 @@ def framed_for(model: Tokun) -> Callable[[Image.Image], Image.Image]:
     return framed
 
 
-def as_picture(array: np.ndarray) -> Image.Image:
-    """uint8 (C, H, W) -> 'L' or 'RGB'."""
-    return Image.fromarray(array[0] if len(array) == 1 else array.transpose(1, 2, 0))
-
-
 def grids_of(model: Tokun, pairs: Sequence[RealPair | Pair]) -> list[cropping.Grid]:
     return [pair.tags.grid or model.vocabulary.default_grid for pair in pairs]
 
@@ -117,11 +113,6 @@ def read_captions(shards: str, *, caption_key: str = "caption") -> list[str]:
         except (OSError, BadSample):
             continue
     return [caption for caption in found if caption]
-
-
-def cut(image: Image.Image, box: data.Box, size: int) -> Image.Image:
-    """`data.crop` as a picture."""
-    return as_picture(data.crop(image, box, size))
 
 
 # --- described pictures, without a model ----------------------------------------------------------------------------
@@ -165,7 +156,7 @@ def read_table(path: Path) -> Table:
 
 def squares(size: int) -> Callable[[Image.Image], Image.Image]:
     """A function: a picture -> its centred square at size x size px."""
-    return lambda image: cut(image, data.centre_box(*image.size), size)
+    return lambda image: as_picture(data.crop(image, data.centre_box(*image.size), size))
 
 
 def wholes(size: int, multiple: int = MULTIPLE) -> Callable[[Image.Image], Image.Image]:

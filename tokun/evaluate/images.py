@@ -15,10 +15,10 @@ from torch import Tensor
 
 from tokun.evaluate import style
 from tokun.evaluate.distances import FEWEST, frechet, jackknife, kid, manifold, spread
-from tokun.evaluate.doctor import reconstruct
+from tokun.evaluate.doctor import reconstructed
 from tokun.evaluate.features import NEEDED, Features
 from tokun.evaluate.figures import Figure, share, skipped
-from tokun.evaluate.held_out_pairs import RealPair, grids_of
+from tokun.evaluate.held_out_pairs import RealPair
 from tokun.inference.model import Pair, Tokun
 
 
@@ -67,7 +67,7 @@ def consistency(
 ) -> list[Figure]:  # fmt: skip
     """The share of samples classified as engravings, the classifier's accuracy, and the same for reconstructions."""
     known, test = [pair.image for pair in held_out], vectors
-    copies = features(reconstruct(model, [pair.codes for pair in held_out], grids_of(model, held_out)))
+    copies = features(reconstructed(model, held_out))
     if not real:  # train on the first half, test on the second
         half = len(known) // 2
         real, further, known, test, copies = known[:half], vectors[:half], known[half:], vectors[half:], copies[half:]

@@ -24,10 +24,10 @@ from tokun import data
 from tokun.evaluate.doctor import reconstruct
 from tokun.evaluate.features import BATCH, NEEDED, Features
 from tokun.evaluate.figures import Figure, bootstrap, mean, share, skipped
-from tokun.evaluate.held_out_pairs import RealPair, as_picture, grids_of, samples_of
+from tokun.evaluate.held_out_pairs import RealPair, grids_of, samples_of
 from tokun.inference.image_to_codes import see
 from tokun.inference.model import Pair, Tokun
-from tokun.render.grids import pair_sheet
+from tokun.render.grids import as_picture, pair_sheet
 from tokun.utils.optional_packages import need
 
 HASH_BITS = 10  # of 64

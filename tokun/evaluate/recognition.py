@@ -54,14 +54,12 @@ class Judge:
 
     def scores(self, vectors: np.ndarray, texts: Sequence[str]) -> np.ndarray:
         """(n, d) of pictures, m texts -> float32 (n, m): how well each text fits each picture."""
-        return (self._scaled(vectors) @ self.matrix) @ bags(texts, self.rarity).T
+        x = ((vectors - self.mean) / self.spread).astype(np.float32)
+        return (x @ self.matrix) @ bags(texts, self.rarity).T
 
     def firsts(self, vectors: np.ndarray, texts: Sequence[str]) -> np.ndarray:
         """(n, d) of pictures and their own texts -> (n,) shares, see `firsts`."""
         return firsts(self.scores(vectors, texts), texts)
-
-    def _scaled(self, vectors: np.ndarray) -> np.ndarray:
-        return ((vectors - self.mean) / self.spread).astype(np.float32)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The arrays for np.savez, which `from_arrays` reads."""

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from tokun import data
 from tokun.data import cropping
-from tokun.evaluate.held_out_pairs import as_picture
 from tokun.inference.image_to_codes import open_picture
+from tokun.render.grids import as_picture
 from tokun.utils.errors import UserError
 
 Maker = Callable[[Image.Image, np.random.Generator], Image.Image]  # an engraving 'L' -> another kind of picture, same size

@@ -20,9 +20,8 @@ from tqdm import tqdm
 
 from tokun.data.image_files import open_own_png
 from tokun.evaluate import viewer
-from tokun.evaluate.doctor import reconstruct
+from tokun.evaluate.doctor import reconstructed
 from tokun.evaluate.figures import Figure, skipped
-from tokun.evaluate.held_out_pairs import grids_of
 from tokun.evaluate.viewer import Question, Shown
 from tokun.inference.candidates import own_score
 from tokun.utils import checkpoint
@@ -63,7 +62,7 @@ def shown(case: Case, name: str) -> list[Shown]:
         return [Shown(f"{pair.seed}-{pair.index}", pair.caption, pair.tags.subject, pair.image) for pair in case.samples]
     images = [pair.image for pair in case.held_out]
     if name == "reconstructions":
-        images = reconstruct(case.model, [pair.codes for pair in case.held_out], grids_of(case.model, case.held_out))
+        images = reconstructed(case.model, case.held_out)
     return [Shown(pair.key, pair.caption, pair.tags.subject, image) for pair, image in zip(case.held_out, images)]
 
 

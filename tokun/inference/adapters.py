@@ -119,7 +119,7 @@ def read(path: str | Path, name: str = "") -> Adapter:
         raise
     except (KeyError, TypeError, AttributeError, ValueError, OSError, SafetensorError) as error:
         raise UserError(f"adapter {folder} cannot be read: {error!r}. Copy the whole adapter again") from error
-    card = (folder / CARD).read_text(encoding="utf-8", errors="replace") if (folder / CARD).is_file() else ""
+    card = folders.card_in(folder)
     local = Path(path).expanduser().exists()  # a snapshot of the Hub's is named by its commit
     called = name or ((folder.parent if folder.name == "adapter" else folder).name if local else str(path).rpartition("/")[2])
     return Adapter(called, base, made_on, config, tensors, Vocabulary.load(folder / VOCABULARY), defaults, counts, tasks, card)
@@ -268,14 +268,14 @@ def make_rows(model: Any, size: int) -> None:
     head = model.get_output_embeddings()
     tied = head is not None and head.weight is table.weight
     for layer in (table,) if tied or head is None else (table, head):
-        _set_rows(model, layer, torch.cat([layer.weight, layer.weight.new_zeros(missing, layer.weight.shape[1])]), tied=tied)
+        _set_rows(model, layer, torch.cat([layer.weight, layer.weight.new_zeros(missing, layer.weight.shape[1])]))
     model.config.get_text_config().vocab_size = size
 
 
-def _set_rows(model: Any, layer: Any, weight: Tensor, *, tied: bool | None = None) -> None:
+def _set_rows(model: Any, layer: Any, weight: Tensor) -> None:
     """Set the weight of an embedding or a head, or of both if they are tied."""
     table, head = model.get_input_embeddings(), model.get_output_embeddings()
-    tied = head is not None and head.weight is table.weight if tied is None else tied
+    tied = head is not None and head.weight is table.weight
     parameter = nn.Parameter(weight, requires_grad=layer.weight.requires_grad)
     for one in [one for one in (table, head) if one is not None] if tied else (layer,):
         one.weight = parameter
@@ -351,5 +351,5 @@ def described(adapter: Adapter) -> str:
 
 
 def _become(model: Tokun, other: Base) -> None:
-    for name in ("generator", "vocabulary", "defaults", "tag_counts", "tasks", "card"):
-        setattr(model, name, getattr(other, name))
+    for name, value in vars(other).items():
+        setattr(model, name, value)

@@ -51,6 +51,9 @@ def generate(
     Each of several processes makes its own shards; the one that finds all of them complete writes the table. Raises ImportError
     without pyarrow, and UserError if `out` holds samples of another model, seed or options, or for options that `Tokun.sample` refuses.
     """
+    from tqdm import tqdm
+
+    assert (engine is None) == (loading is None) and (engine is None or world == 1)
     if not 1 <= n <= MOST:
         raise UserError(f"n is {n}; it must be from 1 to {MOST:,}")
     need("pyarrow.parquet", extra="data")  # fail before the hours of work, not after
@@ -58,37 +61,26 @@ def generate(
     model.plan(**options)
     checkpoint.require_writable(out)
     with alone_in(out, option="--out", rank=rank):
-        return _generate(model, seed, n, out, options, shard_size, rank, world, engine, loading)
-
-
-def _generate(
-    model: Tokun, seed: int, n: int, out: Path, options: Mapping[str, Any], shard_size: int, rank: int, world: int,
-    engine: TaskEngine | None, loading: Loading | None,
-) -> Path:  # fmt: skip
-    from tqdm import tqdm
-
-    assert (engine is None) == (loading is None) and (engine is None or world == 1)
-
-    # includes the batch size: samples do not depend on it, but the last digits of their likelihoods do
-    asked = {**asdict(SamplingOptions(**options)), "seed": seed, "n": n, "shard_size": shard_size, **(drawn_by := identity(model))}
-    require_same(out, asked, rank=rank)
-    paths = [out / f"samples-{number:05d}.tar" for number in range(-(-n // shard_size))]
-    mine = list(enumerate(paths))[rank::world]
-    done = sum(min(shard_size, n - number * shard_size) for number, path in mine if path.is_file())
-    total = sum(min(shard_size, n - number * shard_size) for number, _ in mine)
-    with tqdm(total=total, initial=done, desc="sampling", unit="pair", disable=rank != 0, dynamic_ncols=True) as bar:
-        missing = {path: range(number * shard_size, min(n, (number + 1) * shard_size)) for number, path in mine if not path.is_file()}
-        if engine is not None and loading is not None:
-            tasks = [ShardTask(loading, drawn_by, seed, indices, dict(options), path.resolve()) for path, indices in missing.items()]
-            for _, count in engine.run(make_shard, tasks):
-                bar.update(count)
-        for _, path in mine:
-            if not path.is_file():
-                data.write_shard(path, members(model, seed, missing[path], options, bar.update, parts_of(path)))
-            if parts_of(path).is_dir():
-                shutil.rmtree(parts_of(path), ignore_errors=True)
-    if all(path.is_file() for path in paths):
-        write_table(paths, out / TABLE, aside=out / f"{TABLE}.partial{rank}")  # two processes that finish together write the same bytes
+        # includes the batch size: samples do not depend on it, but the last digits of their likelihoods do
+        asked = {**asdict(SamplingOptions(**options)), "seed": seed, "n": n, "shard_size": shard_size, **(drawn_by := identity(model))}
+        require_same(out, asked, rank=rank)
+        paths = [out / f"samples-{number:05d}.tar" for number in range(-(-n // shard_size))]
+        mine = list(enumerate(paths))[rank::world]
+        done = sum(min(shard_size, n - number * shard_size) for number, path in mine if path.is_file())
+        total = sum(min(shard_size, n - number * shard_size) for number, _ in mine)
+        with tqdm(total=total, initial=done, desc="sampling", unit="pair", disable=rank != 0, dynamic_ncols=True) as bar:
+            missing = {path: range(number * shard_size, min(n, (number + 1) * shard_size)) for number, path in mine if not path.is_file()}
+            if engine is not None and loading is not None:
+                tasks = [ShardTask(loading, drawn_by, seed, indices, dict(options), path.resolve()) for path, indices in missing.items()]
+                for _, count in engine.run(make_shard, tasks):
+                    bar.update(count)
+            for _, path in mine:
+                if not path.is_file():
+                    data.write_shard(path, members(model, seed, missing[path], options, bar.update, parts_of(path)))
+                if parts_of(path).is_dir():
+                    shutil.rmtree(parts_of(path), ignore_errors=True)
+        if all(path.is_file() for path in paths):
+            write_table(paths, out / TABLE, aside=out / f"{TABLE}.partial{rank}")  # two processes that finish together write the same bytes
     return out
 
 

@@ -16,7 +16,7 @@ from tokun.config import SamplingConfig
 from tokun.data import cropping
 from tokun.inference import sampling
 from tokun.inference.candidates import require_candidates
-from tokun.inference.folders import GENERATOR, IMAGE_TOKENIZER, VOCABULARY
+from tokun.inference.folders import GENERATOR, IMAGE_TOKENIZER, SAMPLING, VOCABULARY
 from tokun.inference.tags import read_counts
 from tokun.inference.token_choice import require_scale
 from tokun.tokenizers.vocabulary import Vocabulary
@@ -47,11 +47,7 @@ def require_whole(folder: Path) -> None:
     """Raise FileNotFoundError for a checkpoint that lacks a file, UserError for one whose weights are in a pickle."""
     for part in (GENERATOR, IMAGE_TOKENIZER):
         require_safetensors(folder / part)
-    names = (
-        *(f"{GENERATOR}/{name}" for name in ("config.json", "model.safetensors", "tokenizer.json")),
-        VOCABULARY,
-        "sampling.json",
-    )
+    names = (*(f"{GENERATOR}/{name}" for name in ("config.json", "model.safetensors", "tokenizer.json")), VOCABULARY, SAMPLING)
     sharded = folder / GENERATOR / "model.safetensors.index.json"
     for name in names:
         if not (folder / name).is_file() and not (name.endswith("model.safetensors") and sharded.is_file()):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from tokun.utils import network_access
-from tokun.utils.errors import UserError
+from tokun.utils.errors import UserError, first_line
 from tokun.utils.optional_packages import need
 
 if TYPE_CHECKING:
@@ -45,13 +45,7 @@ class Clip:
         except network_access.NotFetched:
             raise
         except (RuntimeError, ValueError, OSError, KeyError, AssertionError, UnpicklingError, EOFError) as error:
-            reason = (
-                "its file holds no weights"
-                if isinstance(error, (UnpicklingError, EOFError))
-                else str(error).splitlines()[0][:300]
-                if str(error)
-                else type(error).__name__
-            )
+            reason = "its file holds no weights" if isinstance(error, (UnpicklingError, EOFError)) else first_line(error)
             raise UserError(
                 f"{option} {name} cannot be loaded by open_clip: {reason}. "
                 "Give ViT-B-32:laion2b_s34b_b79k, hf-hub:ORG/NAME, a folder, or ARCHITECTURE:WEIGHTS-FILE"

@@ -8,7 +8,7 @@
 The result is that of the model's own Hugging Face forward, at less cost. Query, key and value are one matrix product, gate and up
 another; the weights of the norms are multiplied into the matrices behind them; the matrices have the layout of the processor's
 kernels; the cache is allocated once; the head only computes the requested part. On a GPU a step is captured as a CUDA graph; on a
-CPU it is one C++ program (`native`) if there is a compiler. Any other architecture uses its own forward (`HubStream`), with the same
+CPU it is one C++ program (`native`) if there is a compiler. Any other architecture uses its own forward (`HubStreams`), with the same
 calls.
 
 Several groups of prompts of different lengths can step together (for guidance: with tags and without). Their rows follow one another.
@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokun.inference import native
-from tokun.inference.streams import SHORT, GraphStream, HubStream, HubStreams, NativeStream, Stream
+from tokun.inference.streams import SHORT, GraphStream, HubStreams, NativeStream, Stream
 
 ROWS = (2, 4, 8, 16, 32, 64)  # numbers of rows that a CPU computes together, as far as they give the same bits
 SAFE = 16  # the number used where the others do not
@@ -224,7 +224,7 @@ def open_stream(model: Any, prompts: Sequence[Tensor], capacity: int) -> Stream 
     on. `capacity`: ids that fit in a row."""
     decoder = decoder_of(model)
     if decoder is None:
-        return HubStreams([HubStream(model, rows) for rows in prompts])
+        return HubStreams(model, prompts)
     return decoder.open(prompts, capacity)
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
+from tokun.config import SamplingConfig
 from tokun.inference import folders
 from tokun.tokenizers.wordings import tasks_on
 from tokun.utils.errors import UserError, reading
@@ -24,16 +25,7 @@ if TYPE_CHECKING:
 SHOWN = 8  # names of a list before it is cut short
 OF_BASE = "## The base:"  # heading of a card; everything below it is about the model that it is built on
 # not shown
-USUAL = {
-    "n": 16,
-    "seed": 42,
-    "top_k": 0,
-    "top_p": 1.0,
-    "guidance_scale": 1.0,
-    "text_guidance_scale": 1.0,
-    "no_repeats": False,
-    "best_of": 1,
-}
+USUAL = {name: value for name, value in asdict(SamplingConfig()).items() if "temperature" not in name}
 
 
 @dataclass(frozen=True)
@@ -110,7 +102,7 @@ class Description:
 
     def sampling(self) -> str:
         """The checkpoint's defaults where they differ from the usual ones; temperatures always."""
-        shown = {name: value for name, value in self.defaults.items() if value != USUAL.get(name, value if name in USUAL else None)}
+        shown = {name: value for name, value in self.defaults.items() if value != USUAL.get(name)}
         return ", ".join(name if value is True else f"{name} {value:g}" for name, value in shown.items()) or "the usual defaults"
 
     def brief(self) -> str:
@@ -149,7 +141,7 @@ def describe(checkpoint: str | Path | None = None) -> Description:
     with _whole(folder, "checkpoint"):
         vocabulary, settings = _json(folder / folders.VOCABULARY), _json(folder / folders.SAMPLING)
         network = _json(folder / folders.GENERATOR / "config.json")
-        card = _card(folder)
+        card = folders.card_in(folder)
         return _made(
             vocabulary,
             settings,
@@ -167,7 +159,7 @@ def describe(checkpoint: str | Path | None = None) -> Description:
 def _of_adapter(folder: Path) -> Description:
     with _whole(folder, "adapter"):
         vocabulary, about = _json(folder / folders.VOCABULARY), _json(folder / folders.ABOUT)
-        config, card, base = _json(folder / folders.ADAPTER_CONFIG), _card(folder), str(about["base"])
+        config, card, base = _json(folder / folders.ADAPTER_CONFIG), folders.card_in(folder), str(about["base"])
         network, tokenizer = {}, {}
         if folders.is_local(base):  # any other base is not downloaded just for this
             at = folders.resolve(base)
@@ -302,11 +294,6 @@ def _json(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{path} is missing: the folder is not whole. Copy or download {path.parent} again")
     with reading(path, "Copy it again"):
         return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _card(folder: Path) -> str:
-    path = folder / folders.CARD
-    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
 
 
 def _name(folder: Path) -> str:

@@ -78,6 +78,12 @@ def adapter_at(path: str | Path) -> Path | None:
     return next((folder for folder in (given, given / "adapter") if (folder / ADAPTER_CONFIG).is_file()), None)
 
 
+def card_in(folder: Path) -> str:
+    """The model card in the folder of a checkpoint or an adapter; "" without one."""
+    path = folder / CARD
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+
+
 def is_local(path: str | Path) -> bool:
     """Whether it exists on this machine under this name, so that reading it downloads nothing."""
     return is_bundled(path) or Path(path).expanduser().exists()

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tokun.inference import adapters
+from tokun.inference.folders import CARD, GENERATOR, IMAGE_TOKENIZER, SAMPLING, TEXT_TOKENIZER, VOCABULARY
 from tokun.inference.model_card import OWN_ID
 from tokun.utils import checkpoint
 from tokun.utils.errors import UserError
@@ -24,13 +25,13 @@ from tokun.utils.errors import UserError
 if TYPE_CHECKING:
     from tokun.inference.model import Tokun
 
-FILES = ("vocabulary.json", "sampling.json", "README.md", "text_tokenizer.model")  # of a checkpoint
+FILES = (VOCABULARY, SAMPLING, CARD, TEXT_TOKENIZER)  # of a checkpoint
 # the files in its subfolders
 PARTS = re.compile(
     r"generator/((config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|model\.safetensors\.index)\.json"
     r"|model(-\d+-of-\d+)?\.safetensors)|image_tokenizer/(config\.json|model\.safetensors)|text_tokenizer\.model/[\w.]+\.(json|txt|model)"
 )
-MARK = "vocabulary.json"  # a folder without it is not a checkpoint
+MARK = VOCABULARY  # a folder without it is not a checkpoint
 
 
 def save_pretrained(model: Tokun, directory: str | Path, *, dtype: torch.dtype | str | None = None) -> Path:
@@ -68,7 +69,7 @@ def unexpected_files(folder: Path) -> list[str]:
     """The files in a folder that `save_pretrained` did not write; all of them if it is not a checkpoint. If there are any at its top level,
     subfolders are not searched."""
     top = sorted(path.name for path in folder.iterdir())
-    unknown = [name for name in top if name not in (*FILES, "generator", "image_tokenizer")]
+    unknown = [name for name in top if name not in (*FILES, GENERATOR, IMAGE_TOKENIZER)]
     if unknown or MARK not in top:
         return unknown or top
     there = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())

@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 
 from tokun import data
 from tokun.data import cropping, image_files
+from tokun.render.grids import as_picture
 from tokun.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -131,5 +132,4 @@ def framed(model: Tokun, picture: Picture, largest: int = 1) -> Image.Image:
     rows, columns = model.grids[cropping.nearest_grid(*image.size, model.grids)]
     found = cropping.fit_to(image, (rows, columns), downsample, model.fit)
     scale = min(largest, max(1, round(found.box[3] / (rows * downsample))))
-    array = cropping.cut(image, found.box, (columns * downsample * scale, rows * downsample * scale), found.paper)
-    return Image.fromarray(array[0] if len(array) == 1 else array.transpose(1, 2, 0))
+    return as_picture(cropping.cut(image, found.box, (columns * downsample * scale, rows * downsample * scale), found.paper))

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from tokun.inference.checkpoint_folder import load_generator, read_settings, require_device, require_same_ids, require_whole
-from tokun.inference.folders import CARD, GENERATOR, IMAGE_TOKENIZER, SAMPLING, TEXT_TOKENIZER, VOCABULARY, resolve
+from tokun.inference.folders import GENERATOR, IMAGE_TOKENIZER, SAMPLING, TEXT_TOKENIZER, VOCABULARY, card_in, resolve
 from tokun.inference.model import Tokun
 from tokun.tokenizers import sequences
 from tokun.tokenizers.image import ImageTokenizer
@@ -70,7 +70,7 @@ def assembled(folder: Path, dtype: torch.dtype = torch.float32, *, generator: An
         raise UserError(
             f"{folder / VOCABULARY} speaks of {needed} codes and pieces, the generator has {places} places. Copy the whole checkpoint again"
         )
-    card = (folder / CARD).read_text(encoding="utf-8", errors="replace") if (folder / CARD).is_file() else ""
+    card = card_in(folder)
     return Tokun(
         image_tokenizer,
         text_tokenizer,

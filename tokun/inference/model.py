@@ -8,7 +8,7 @@ pairs = model.sample(seed=42, n=16)       # sample k of seed s is the same pair 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from importlib import import_module
@@ -441,17 +441,17 @@ class Tokun:
     def span_nll(self, scored: Sequence[sequences.Packed], batch_size: int = 32) -> list[float]:
         """Nats of the span that follows the prompt of each sequence, with its end token (`sampling.span_nll`), in batches."""
         out: list[float] = []
-        rows = self._rows(batch_size, max((len(row.input_ids) for row in scored), default=1))
-        for i in range(0, len(scored), rows):
-            part = scored[i : i + rows]
-            ids = torch.tensor(sequences.padded(self.vocabulary, [row.input_ids for row in part]), device=self.device)
-            starts = torch.tensor([row.prompt for row in part], device=self.device)
+        for part, ids in self._batches([row.input_ids for row in scored], batch_size):
+            starts = torch.tensor([row.prompt for row in scored[part]], device=self.device)
             out += sampling.span_nll(self.generator, self.vocabulary, ids, starts).tolist()
         return out
 
-    def _rows(self, batch_size: int, length: int) -> int:
-        """How many sequences of that length are scored at a time: fewer than asked for where their logits would need too much memory."""
-        return max(1, min(batch_size, MOST_LOGITS // (self.generator.config.get_text_config().vocab_size * length)))
+    def _batches(self, rows: Sequence[list[int]], batch_size: int) -> Iterator[tuple[slice, Tensor]]:
+        """Which sequences are scored together, and their padded ids: fewer than asked for where their logits would need too much memory."""
+        logits = self.generator.config.get_text_config().vocab_size * max(map(len, rows), default=1)
+        size = max(1, min(batch_size, MOST_LOGITS // logits))
+        for part in (slice(i, i + size) for i in range(0, len(rows), size)):
+            yield part, torch.tensor(sequences.padded(self.vocabulary, rows[part]), device=self.device)
 
     def pair_nll(
         self,
@@ -473,12 +473,9 @@ class Tokun:
     def both_nll(self, wholes: Sequence[list[int]], batch_size: int = 32) -> list[tuple[float, float]]:
         """Nats of the picture and of the caption in sequences that hold both, in either order, each given the ids before it."""
         out: list[tuple[float, float]] = []
-        rows = self._rows(batch_size, max(map(len, wholes), default=1))
-        for i in range(0, len(wholes), rows):
-            part = wholes[i : i + rows]
-            ids = torch.tensor(sequences.padded(self.vocabulary, part), device=self.device)
+        for part, ids in self._batches(wholes, batch_size):
             nats = sampling.token_nll(self.generator, self.vocabulary, ids, 1)
-            for row, whole in zip(nats, part):
+            for row, whole in zip(nats, wholes[part]):
                 spans = sequences.pair_scored(self.vocabulary, whole)
                 drawn, written = (float(row[span.prompt - 1 : len(span.input_ids) - 1].sum()) for span in spans)
                 out.append((drawn, written))

@@ -142,7 +142,7 @@ def records(folder: Path, pattern: str = "*.jsonl") -> Iterator[dict[str, Any]]:
 
 def first_of(out: Path, most: int) -> list[dict[str, Any]]:
     """The first records of a finished run."""
-    return [record for _, record in zip(range(most), records(out, LISTED))]
+    return list(itertools.islice(records(out, LISTED), most))
 
 
 @contextlib.contextmanager

@@ -42,14 +42,9 @@ class Preference:
     same: bool
 
 
-def record(chosen: Pair, rejected: Pair) -> dict[str, Any]:
-    """One line of a file, as a dict."""
-    return {"chosen": chosen.record(), "rejected": rejected.record()}
-
-
 def lines(pairs: Sequence[tuple[Pair, Pair]]) -> str:
     """JSONL of (chosen, rejected)."""
-    return "".join(json.dumps(record(*pair), ensure_ascii=False) + "\n" for pair in pairs)
+    return "".join(json.dumps({"chosen": a.record(), "rejected": b.record()}, ensure_ascii=False) + "\n" for a, b in pairs)
 
 
 @with_sampling_options

@@ -182,14 +182,12 @@ class Block:
         self.unrepeated = word_numbers(rules.constraints.unrepeated, v.size).to(device)
 
     def run(self) -> Generated:
-        draws = bool(self.grammar.may_draw[self.states].any())
-        while draws:
+        while bool(self.grammar.may_draw[self.states].any()):
             if self.in_picture():
-                self.draw()
-                draws = False
-            else:
-                self.write(draws)
-            draws = draws and bool(self.grammar.may_draw[self.states].any())
+                self.draw_codes(self.n_codes)
+                self.end_picture()
+                break
+            self.write(True)
         return self.finish()
 
     def run_apart(self, codes: Sequence[int]) -> list[tuple[list[int], Generated]]:
@@ -237,11 +235,6 @@ class Block:
 
     # --- a picture: all rows are at the same position, and only codes are computed ------------------------------------
 
-    def draw(self) -> None:
-        """Draw the rest of the rows' pictures and their ends."""
-        self.draw_codes(self.n_codes)
-        self.end_picture()
-
     def draw_codes(self, n_codes: int) -> None:
         """Draw the pictures up to `n_codes` codes."""
         v, slots, settings = self.rules.vocabulary, self.rules.slots, self.rules.settings
@@ -262,7 +255,9 @@ class Block:
             if self.forced is not None:
                 given = self.forced[:, slots.image + place]
                 codes = torch.where(given.ge(0), v.codes_of_ids(given), codes)
-                self.note(drawn, None, codes, slots.image + place, settings.image)
+                if settings.image.temperature > 0:
+                    slot = slots.image + place
+                    self.low[:, slot], self.high[:, slot] = interval(drawn, None, codes, settings.image)
             nll = self.nats(logits, None, codes)
             self.image_nll += nll
             if self.forced is not None:
@@ -280,11 +275,6 @@ class Block:
             self.stream.step(end)
         else:
             self.put(end)
-
-    def note(self, logits: Tensor, legal: Tensor | None, chosen: Tensor, slot: int, choice: Choice) -> None:
-        """Store in `low` and `high` the interval of u that gives the same choice."""
-        if choice.temperature > 0:
-            self.low[:, slot], self.high[:, slot] = interval(logits, legal, chosen, choice)
 
     def put(self, chosen: Tensor, step: bool = True) -> None:
         """Append the ids to their rows, and feed them to the model."""
@@ -332,7 +322,7 @@ class Block:
             is_given = (given >= 0) & (drawing | in_text)
             chosen = torch.where(is_given, given, chosen)
             for kind, choice in ((drawing, settings.image), (in_text, settings.text)):
-                self.note_rows(kind, drawn, legal, chosen, slot, choice)
+                self.note(kind, drawn, legal, chosen, slot, choice)
         nll = self.nats(logits, grammatical, chosen)
         if draws:
             self.image_nll.index_add_(0, self.rows, torch.where(in_image, nll, 0.0))
@@ -362,8 +352,8 @@ class Block:
         words = text.gather(1, counted.long().argsort(stable=True, dim=1))
         return repetition_mask(words, torch.where(in_text, counted.sum(1), 0), self.begins, self.unrepeated, width)
 
-    def note_rows(self, kind: Tensor, logits: Tensor, legal: Tensor, chosen: Tensor, slot: Tensor, choice: Choice) -> None:
-        """As `note`, for the rows selected by `kind`, each at its own slot."""
+    def note(self, kind: Tensor, logits: Tensor, legal: Tensor, chosen: Tensor, slot: Tensor, choice: Choice) -> None:
+        """Store in `low` and `high` the interval of u that gives the same choice, for the rows selected by `kind`, each at its own slot."""
         if choice.temperature > 0 and bool(kind.any()):
             for where, end in zip((self.low, self.high), interval(logits, legal, chosen, choice)):
                 where[self.rows[kind], slot[kind]] = end[kind]

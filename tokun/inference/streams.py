@@ -262,32 +262,21 @@ def cache_name(output: Mapping[str, Any]) -> str:
     return "cache" if "cache" in output else "past_key_values"
 
 
-class HubStream:
-    """A batch of sequences in any causal LM, through its own forward and cache."""
-
-    def __init__(self, model: Any, prompts: Tensor):  # (B, P)
-        self.model = model
-        out = model(input_ids=prompts, use_cache=True, logits_to_keep=1)
-        self.cache_name = cache_name(out)
-        self.cache, self.last = out[self.cache_name], out.logits[:, -1]
-
-    def step(self, ids: Tensor) -> None:  # (B,)
-        out = self.model(input_ids=ids[:, None], use_cache=True, **{self.cache_name: self.cache})
-        self.cache, self.last = out[self.cache_name], out.logits[:, -1]
-
-
 class HubStreams:
-    """The calls of `Stream` for several `HubStream`s, one for each group. Rows that have ended stay."""
+    """The calls of `Stream` for any causal LM, through its own forward, with a cache for each group. Rows that have ended stay."""
 
-    def __init__(self, streams: list[HubStream]):
-        self.streams = streams
+    def __init__(self, model: Any, prompts: Sequence[Tensor]):  # (B, P) each
+        self.model = model
+        self.outputs = [model(input_ids=rows, use_cache=True, logits_to_keep=1) for rows in prompts]
+        self.cache_name = cache_name(self.outputs[0])
 
     def step(self, ids: Tensor) -> None:
-        for stream, part in zip(self.streams, ids.chunk(len(self.streams))):
-            stream.step(part)
+        caches = [out[self.cache_name] for out in self.outputs]
+        parts = ids[:, None].chunk(len(caches))
+        self.outputs = [self.model(input_ids=part, use_cache=True, **{self.cache_name: cache}) for part, cache in zip(parts, caches)]
 
     def logits(self, part: slice) -> Tensor:
-        return torch.cat([stream.last[:, part] for stream in self.streams])
+        return torch.cat([out.logits[:, -1, part] for out in self.outputs])
 
     def only_first(self, rows: int) -> None:
-        self.streams = self.streams[:1]
+        self.outputs = self.outputs[:1]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from typing import Any
@@ -53,22 +54,17 @@ def settings_json(settings: dict[str, Any]) -> str:
 
 def count_tags(samples: Iterable[tuple[str, ...]]) -> TagCounts:
     """(style, subject), or (style, subject, thing, "HxW"), of every training sample -> counts, most frequent first."""
-    counts: dict[tuple[str, ...], int] = {}
-    for sample in samples:
-        counts[sample] = counts.get(sample, 0) + 1
-    return read_counts((*words, n) for words, n in sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+    return read_counts((*words, n) for words, n in sorted(Counter(samples).items(), key=lambda item: (-item[1], item[0])))
 
 
 def with_subjects_of(own: TagCounts, other: TagCounts) -> TagCounts:
     """The styles and shapes of `own`, each with the subjects and things of `other`. For counts without subjects, as an adapter may have."""
-    shapes: dict[tuple[str, str], int] = {}
+    shapes: Counter[tuple[str, str]] = Counter()
     for row in own:
-        key = (row[0], "" if len(row) == 3 else row[3])
-        shapes[key] = shapes.get(key, 0) + row[-1]
-    things: dict[tuple[str, str], int] = {}
+        shapes[row[0], "" if len(row) == 3 else row[3]] += row[-1]
+    things: Counter[tuple[str, str]] = Counter()
     for row in other:
-        key = (row[1], "" if len(row) == 3 else row[2])
-        things[key] = things.get(key, 0) + row[-1]
+        things[row[1], "" if len(row) == 3 else row[2]] += row[-1]
     return [(style, subject, thing, grid, count * n) for (style, grid), n in shapes.items() for (subject, thing), count in things.items()]
 
 

@@ -12,8 +12,12 @@ from tokun.tokenizers.vocabulary import Vocabulary
 
 
 def constraints_of(tokenizer: TextTokenizer | PretrainedTextTokenizer, vocabulary: Vocabulary) -> Constraints:
-    """The constraints of pictures with captions, not questions, where words may be repeated."""
-    control, blank = forbidden_text_of(tokenizer, vocabulary)
+    """The constraints of pictures with captions, not questions, where words may be repeated: control characters are never sampled, and
+    blanks may not begin a caption."""
+    shown = {i: tokenizer.decode([i]) for i in range(vocabulary.text_size) if i not in vocabulary.illegal_text}
+    control = [i for i, text in shown.items() if text and not text.isspace() and not text.isprintable() and "\ufffd" not in text]
+    control += [i for i, text in shown.items() if text in ("\t", "\n", "\r", "\v", "\f")]
+    blank = (i for i, text in shown.items() if not text.strip())
     return Constraints((*sequences.other_tasks(vocabulary), *control), tuple(blank))
 
 
@@ -27,14 +31,6 @@ def without_repeats(
     once."""
     after = after_a_letter(tokenizer, vocabulary)
     return replace(constraints, word_starts=word_starts(after), marks=marks(after), unrepeated=ids_of_words(after, unrepeated_words))
-
-
-def forbidden_text_of(tokenizer: TextTokenizer | PretrainedTextTokenizer, vocabulary: Vocabulary) -> tuple[list[int], list[int]]:
-    """Text ids that are never sampled (control characters), and those that may not begin a caption (blanks)."""
-    shown = {i: tokenizer.decode([i]) for i in range(vocabulary.text_size) if i not in vocabulary.illegal_text}
-    control = [i for i, text in shown.items() if text and not text.isspace() and not text.isprintable() and "\ufffd" not in text]
-    control += [i for i, text in shown.items() if text in ("\t", "\n", "\r", "\v", "\f")]
-    return control, [i for i, text in shown.items() if not text.strip()]
 
 
 def after_a_letter(tokenizer: TextTokenizer | PretrainedTextTokenizer, vocabulary: Vocabulary) -> dict[int, str]:

@@ -60,7 +60,7 @@ def make_generator(config: GeneratorConfig, *, vocab_size: int, max_length: int,
 
 def intermediate_size(config: GeneratorConfig) -> int:
     """The hidden width of an MLP."""
-    return config.intermediate_size or _round_up(config.hidden_size * 8 // 3, 64)
+    return config.intermediate_size or math.ceil(config.hidden_size * 8 // 3 / 64) * 64
 
 
 @torch.no_grad()
@@ -282,13 +282,10 @@ def fuse_loss_into_forward(model: Any, *, size: int, chunk: int, token_losses: C
     def predicted(self: Any, rows: torch.Tensor, labels: torch.Tensor, is_image: torch.Tensor, weights: torch.Tensor) -> Any:
         head = self.get_output_embeddings()
         # partitioned weights are gathered for one forward and one backward pass only
-        if chunk and not any(map(is_partitioned, head.parameters())):
+        own = 0 if any(map(is_partitioned, head.parameters())) else chunk
+        if own:
             torch.clear_autocast_cache()  # free the layers' copies of their weights during the loss
-            return losses.chunked_loss(rows, head, labels, is_image, weights, size=size, chunk=chunk, token_losses=token_losses)
-        logits = head(rows)[..., :size]
-        with torch.autocast(logits.device.type, enabled=False):
-            parts = token_losses(logits, labels, is_image)
-            return losses.weighted_loss(parts, weights), parts
+        return losses.chunked_loss(rows, head, labels, is_image, weights, size=size, chunk=own, token_losses=token_losses)
 
     model.forward = types.MethodType(forward, model)
 
@@ -331,7 +328,3 @@ def flops_per_token(model: Any, length: int) -> float:
     matrices = sum(each) - (0 if config.tie_word_embeddings else table * tied)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return matrices + 6.0 * config.num_hidden_layers * config.num_attention_heads * head_dim * length
-
-
-def _round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tokun.utils import network_access
@@ -137,9 +138,8 @@ def load_squeezenet(weights: str) -> dict[str, Tensor]:
     """torchvision's squeezenet1_1 state dict from a file, or from the network when `weights` is empty."""
     if not weights:
         try:
-            if not kept_weights(SQUEEZENET_URL).is_file() and (
-                why := network_access.out_of_reach(SQUEEZENET_URL)
-            ):  # within seconds, not minutes
+            # told within seconds, not minutes
+            if not kept_weights(SQUEEZENET_URL).is_file() and (why := network_access.out_of_reach(SQUEEZENET_URL)):
                 raise OSError(why)
             return torch.hub.load_state_dict_from_url(SQUEEZENET_URL, map_location="cpu", weights_only=True)
         except OSError as error:
@@ -151,9 +151,7 @@ def load_squeezenet(weights: str) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"perceptual_weights {path} does not exist; name a squeezenet1_1 file (.safetensors or .pth)")
     if path.suffix == ".safetensors":
-        import safetensors.torch
-
-        return safetensors.torch.load_file(path)
+        return load_file(path)
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
@@ -273,7 +271,8 @@ def chunked_loss(
     hidden: Tensor, head: nn.Module, labels: Tensor, is_image: Tensor, weights: Tensor, *, size: int, chunk: int,
     token_losses: Callable[[Tensor, Tensor, Tensor], dict[str, Tensor]] = next_token_losses,
 ) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
-    """`weighted_loss(next_token_losses(head(hidden)[..., :size], ...), weights)` and its parts, `chunk` positions at a time.
+    """`weighted_loss(next_token_losses(head(hidden)[..., :size], ...), weights)` and its parts, `chunk` positions at a time; 0: all
+    at once, by torch's own backward pass.
 
     hidden (N, H), labels (N,), weights (terms,). Gradients, if enabled, are computed in the forward pass, chunk by chunk, while the logits
     exist: nothing is computed twice, and only a gradient of `hidden` and one of the head's weights remain. So the loss may be
@@ -286,6 +285,8 @@ def chunked_loss(
             parts = token_losses(logits, targets, is_image)
             return weighted_loss(parts, weights), parts
 
+    if not chunk:
+        return parts_of(hidden, labels)
     if torch.is_grad_enabled():
         parameters = [p for p in head.parameters() if p.requires_grad]
         loss, totals = _GradientsAlong.apply(parts_of, chunk, hidden, labels, *parameters)

@@ -46,7 +46,12 @@ def to_pil(image) -> Image.Image:
     if not np.isfinite(pixels).all():
         raise UserError(f"{int((~np.isfinite(pixels)).sum())} of {pixels.size} values are NaN or infinite")
     bytes_CHW = np.rint((pixels.astype(np.float32).clip(-1, 1) + 1) * 127.5).astype(np.uint8)
-    return Image.fromarray(bytes_CHW[0] if len(bytes_CHW) == 1 else bytes_CHW.transpose(1, 2, 0))
+    return as_picture(bytes_CHW)
+
+
+def as_picture(array: np.ndarray) -> Image.Image:
+    """uint8 (C, H, W) -> 'L' or 'RGB'."""
+    return Image.fromarray(array[0] if len(array) == 1 else array.transpose(1, 2, 0))
 
 
 def save_page(page: Image.Image, target: Path | BinaryIO) -> None:

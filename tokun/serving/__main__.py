@@ -32,7 +32,7 @@ LIKELIHOODS = ("image_nll", "caption_nll", "pmi")
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parse(argv)
+    args = make_parser().parse_args(argv)
     model = load(args.checkpoint, device="cpu")  # for tokenizers and tags; vLLM loads the generator itself
     if model.defaults.text_guidance_scale != 1:
         print(
@@ -93,10 +93,6 @@ def make_parser() -> argparse.ArgumentParser:
     add("--register", default="", help="of the captions: plain, poetic, era, social, alt")
     add("--aspect", default="", help="as in sample.py: 4:3, wide, tall, square, or a grid")
     return parser
-
-
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    return make_parser().parse_args(argv)
 
 
 if __name__ == "__main__":

@@ -34,8 +34,6 @@ from tokun.utils.errors import UserError, first_line
 CLIENTS = 32  # requests at a time
 START = "vllm serve CHECKPOINT/generator --logits-processors tokun.serving.processor:SpanProcessor --no-async-scheduling"
 
-Drawn = tuple[list[int], float, float, float]
-
 
 @dataclass
 class Server:
@@ -126,7 +124,7 @@ class Served(Tokun):
         caption: list[int] | None = None,
         forced: Tensor | None = None,
         watch: Watch | None = None,
-    ) -> list[Drawn]:
+    ) -> list[tuple[list[int], float, float, float]]:
         """As `Tokun.sequences_from`. Raises UserError for guidance of pictures, for an adapter, and for a server that cannot be reached or
         does not draw pairs of this model."""
         if forced is not None:  # the server takes no given ids

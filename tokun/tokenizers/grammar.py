@@ -129,20 +129,7 @@ class Grammar:
         `forbid`: ids that a sampler never chooses, `forbid_first`: ids that may not begin a text. The same for every grid: `limit` says how
         many codes fill a picture.
         """
-        key = tuple(forbid), tuple(forbid_first), size
-        if key not in self._chosen_from:
-            if len(self._chosen_from) >= 64:
-                self._chosen_from.pop(next(iter(self._chosen_from)))
-            ruled = self.allowed.clone()
-            ruled[:, list(forbid)] = False
-            begins = 3 * self.in_text.nonzero() + EMPTY
-            ruled[begins, torch.tensor(list(forbid_first), dtype=torch.long, device=self.device)] = False
-            self._chosen_from[key] = self.allowed[:, :size].contiguous(), ruled[:, :size].contiguous()
-        return self._chosen_from[key]
-
-    @cached_property
-    def _chosen_from(self) -> dict[tuple[tuple[int, ...], tuple[int, ...], int], tuple[Tensor, Tensor]]:
-        return {}
+        return _chosen_from(self, tuple(forbid), tuple(forbid_first), size)
 
 
 def by_case(vocabulary: Vocabulary, legal: Tensor, in_image: Tensor, in_text: Tensor) -> Tensor:
@@ -160,6 +147,15 @@ def by_case(vocabulary: Vocabulary, legal: Tensor, in_image: Tensor, in_text: Te
 @lru_cache(maxsize=16)
 def _on(vocabulary: Vocabulary, device: torch.device) -> Grammar:
     return Grammar(vocabulary, device)
+
+
+@lru_cache(maxsize=64)
+def _chosen_from(grammar: Grammar, forbid: tuple[int, ...], forbid_first: tuple[int, ...], size: int) -> tuple[Tensor, Tensor]:
+    ruled = grammar.allowed.clone()
+    ruled[:, list(forbid)] = False
+    begins = 3 * grammar.in_text.nonzero() + EMPTY
+    ruled[begins, torch.tensor(forbid_first, dtype=torch.long, device=grammar.device)] = False
+    return grammar.allowed[:, :size].contiguous(), ruled[:, :size].contiguous()
 
 
 def before(states: Sequence[str]) -> set[str]:

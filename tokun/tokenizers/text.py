@@ -18,9 +18,7 @@ import hashlib
 import io
 import json
 import logging
-import os
 import re
-import tempfile
 import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -30,6 +28,7 @@ import sentencepiece
 
 from tokun.utils import network_access
 from tokun.utils.errors import UserError, reading
+from tokun.utils.files import write_bytes
 
 if TYPE_CHECKING:
     import tokenizers
@@ -161,7 +160,7 @@ class TextTokenizer:
 
     def save(self, path: Path) -> None:
         """Write the sentencepiece model to the file `path`, atomically."""
-        _write(Path(path), self._model)
+        write_bytes(Path(path), self._model)
 
     @classmethod
     def load(cls, path: Path) -> TextTokenizer:
@@ -293,7 +292,7 @@ class PretrainedTextTokenizer:
 
     def save(self, directory: Path) -> None:
         """Write `directory`/tokenizer.json, atomically."""
-        _write(Path(directory) / "tokenizer.json", self._backend.to_str().encode())
+        write_bytes(Path(directory) / "tokenizer.json", self._backend.to_str().encode())
 
     @classmethod
     def load(cls, directory: Path) -> PretrainedTextTokenizer:
@@ -351,22 +350,6 @@ def _copy(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
     return Tokenizer.from_str(backend.to_str())
 
 
-def _write(path: Path, data: bytes) -> None:
-    """Write `data` to a temporary file and rename it to `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(aside, 0o644)  # mkstemp's 0600 would lock other users out of a shared checkpoint
-        os.replace(aside, path)
-    except BaseException:
-        os.unlink(aside)
-        raise
-
-
 def _write_hf(backend: tokenizers.Tokenizer, directory: Path, added_tokens: Sequence[str], *, bos: str, eos: str, pad: str) -> None:
     """Add `added_tokens` to `backend` (in place) and write the three files that `AutoTokenizer` reads."""
     from tokenizers import AddedToken, Regex, normalizers
@@ -400,9 +383,5 @@ def _write_hf(backend: tokenizers.Tokenizer, directory: Path, added_tokens: Sequ
     # transformers 5 writes "TokenizersBackend" here. Both 4 and 5 read this older name, and neither then rebuilds
     # the tokenizer as the class that config.json's model_type suggests.
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **named}
-    for name, content in (
-        ("tokenizer.json", tokenizer),
-        ("tokenizer_config.json", config),
-        ("special_tokens_map.json", named),
-    ):
-        _write(directory / name, json.dumps(content, ensure_ascii=False, indent=2).encode())
+    for name, content in (("tokenizer.json", tokenizer), ("tokenizer_config.json", config), ("special_tokens_map.json", named)):
+        write_bytes(directory / name, json.dumps(content, ensure_ascii=False, indent=2).encode())

@@ -12,7 +12,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -251,12 +251,9 @@ class Vocabulary:
     # --- files ------------------------------------------------------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:
-        return {
-            "text_size": self.text_size, "codebook_size": self.codebook_size, "styles": list(self.styles),
-            "subjects": list(self.subjects), "registers": list(self.registers), "grids": [list(g) for g in self.grids],
-            "max_text": self.max_text, "illegal_text": list(self.illegal_text), **({"things": list(self.things)} if self.things else {}),
-            **({"appended": list(self.appended)} if self.appended else {}),
-        }  # fmt: skip
+        """The fields as plain JSON; things and appended only if there are any."""
+        tree = json.loads(json.dumps({each.name: getattr(self, each.name) for each in fields(self) if each.init}))
+        return {name: value for name, value in tree.items() if value or name not in ("things", "appended")}
 
     @classmethod
     def from_dict(cls, tree: dict[str, Any]) -> Vocabulary:
