@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import tokun
 from tests.small_runs import assert_same_weights, needs, run_stages, start_fork, take_over, write_config
@@ -19,6 +20,7 @@ from tokun.cli import train as command
 from tokun.config import load_config
 from tokun.training import health, loop, resume_settings
 from tokun.training.run import open_run
+from tokun.training.stages import STAGES
 from tokun.utils import console
 from tokun.utils.checkpoint import BestCheckpoints
 from tokun.utils.errors import UserError
@@ -56,6 +58,23 @@ def test_resumed_equals_uninterrupted(finished, tmp_path, small_shards, monkeypa
         take_over(finished[1], tmp_path / "run")
     run_until(config, monkeypatch, at, stage)
     assert_same_weights(finished[1], run_stages(config))
+
+
+def test_without_a_discriminator_resumed_equals_uninterrupted(tmp_path, small_shards, monkeypatch):
+    found = []
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+        config = write_config(tmp_path / name, small_shards, image_tokenizer_train__gan_weight=0.0)
+        if name == "killed":
+            run_until(config, monkeypatch, 5, "image tokenizer")
+            states = [torch.load(path, weights_only=True) for path in (tmp_path / name / "run/state/image_tokenizer").glob("*/state.pt")]
+            assert states and all(state["adversary"] == {} for state in states), "as every version has written it"
+        run = open_run(load_config(config))
+        for stage in STAGES[:2]:
+            stage(run)
+        run.close()
+        found.append(load_file(run.out / "image_tokenizer" / "model.safetensors"))
+    assert found[0].keys() == found[1].keys() and all(torch.equal(found[0][part], found[1][part]) for part in found[0])
 
 
 def test_a_trainer_state_holds_what_it_always_held_so_that_a_run_begun_before_goes_on(finished, tmp_path, small_shards, monkeypatch):

@@ -90,17 +90,17 @@ def test_the_bundled_model_gives_sixteen_captioned_pictures(tmp_path):
 def test_the_bundled_model_chooses_and_keeps_its_seed(tmp_path):
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "sample.py", "--seed", "42", "--n", "3", "--out", str(tmp_path)],
+        [sys.executable, "sample.py", "--seed", "42", "--n", "4", "--out", str(tmp_path)],
         cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     found = records(tmp_path)
     model = load()
-    assert model.defaults.best_of > 1 and len(found) == 3 and all(r["caption"].strip() for r in found)
-    few = model.best_of(42, 2, model.defaults.best_of, batch_size=3)
-    assert [p.codes for p in few] == [r["codes"] for r in found[:2]]
-    assert [p.caption_ids for p in few] == [r["caption_ids"] for r in found[:2]]
-    drawn = model.sample(42, indices=[r["index"] for r in found[:2]])
+    assert model.defaults.best_of > 1 and len(found) == 4 and all(r["caption"].strip() for r in found)
+    few = model.best_of(42, 3, model.defaults.best_of, batch_size=3)
+    assert [p.codes for p in few] == [r["codes"] for r in found[:3]]
+    assert [p.caption_ids for p in few] == [r["caption_ids"] for r in found[:3]]
+    drawn = model.sample(42, indices=[r["index"] for r in found[:3]])
     assert [(p.codes, p.caption_ids) for p in drawn] == [(p.codes, p.caption_ids) for p in few], "a choice is a sample of its seed"
 
 
