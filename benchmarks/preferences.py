@@ -7,9 +7,9 @@
 
 `draw` samples a --checkpoint and scores each pair: `pmi_both` by --scorer, which stays the same from round to round, and how well an
 ImageNet network recognises the own caption in the picture, among 2,000 descriptions (`--judge`, which `tokun evaluate --recognition
-efficientnet-lite0 --train-shards …` leaves in its report's folder). Started again, it goes on. `pair` adds the two scores, each divided by
-its standard deviation. Of the samples with one subject and grid the best third is preferred to the worst, one to one; of the samples
-of one prompt, the best to the worst.
+efficientnet-lite0 --train-shards …` leaves in its report's folder). The same command goes on where it was stopped.
+`pair` adds the two scores, each divided by its standard deviation. Of the samples with one subject and grid the best third is preferred to
+the worst, one to one; of the samples of one prompt, the best to the worst.
 """
 
 from __future__ import annotations
