@@ -25,12 +25,13 @@ import numpy as np
 from tqdm import tqdm
 
 import tokun
+from tokun.align import image_rewards, rollouts
 from tokun.evaluate.features import LITE0, last_layer
 from tokun.evaluate.held_out_pairs import read_captions
 from tokun.evaluate.recognition import Judge
-from tokun.inference import candidates, latents
-from tokun.inference.model import Pair, Tokun
-from tokun.utils import console
+from tokun.inference import bulk, candidates, latents
+from tokun.utils import checkpoint, console
+from tokun.utils.errors import UserError
 
 ROWS = 64  # drawn and scored together
 POOL = 2000  # descriptions that the own caption is compared with
@@ -60,37 +61,39 @@ def main() -> None:
 
 
 def draw(args: argparse.Namespace) -> None:
+    if not 2 <= args.each <= ROWS or args.n < 1:
+        raise UserError(f"--each is {args.each} and --n is {args.n}; --each must be from 2 to {ROWS}, --n at least 1")
     model, scorer = tokun.load(args.checkpoint, device="cpu"), tokun.load(args.scorer, device="cpu")
     with np.load(args.judge) as kept:
         judge, network = Judge.from_arrays(kept), last_layer(args.network, model.device, max(128, model.image_tokenizer.config.image_size))
     texts = np.random.default_rng(0).permutation(list(dict.fromkeys(read_captions(args.descriptions)))).tolist()
     short = [text for text in texts if len(model.text_tokenizer.encode(text)) <= model.vocabulary.max_text]
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    written = args.out.read_text().splitlines(keepends=True) if args.out.is_file() else []
-    done = len([line for line in written if line.endswith("\n")]) // ROWS * ROWS
-    args.out.write_text("".join(written[:done]))
-    with args.out.open("a") as file, tqdm(total=args.n, initial=done, unit="sample", dynamic_ncols=True) as bar:
-        for first in range(done, args.n, ROWS):
-            indices = range(first, min(args.n, first + ROWS))
-            pairs = (
-                list(prompted(model, short, args.seed, indices, args.each)) if args.prompted else model.sample(args.seed, indices=indices)
-            )
-            recognised = recognition(
-                judge, network([pair.image for pair in pairs]).float().numpy(), [p.caption for p in pairs], texts[:POOL]
-            )
+    each, how = args.each if args.prompted else 1, model.plan().how
+    rows = ROWS // each * each  # whole groups
+    asked = {"seed": args.seed, "each": each, "prompted": args.prompted, "network": network.name, **bulk.identity(model)}
+    asked |= {"scorer": bulk.identity(scorer)["generator"], "judge": checkpoint.files_fingerprint([args.judge]), "descriptions": len(texts)}
+    record = args.out.with_suffix(".json")
+    if (there := checkpoint.read_record(record)) is not None:
+        checkpoint.require_same(args.out, there, asked)
+    elif args.out.is_file() and args.out.stat().st_size:
+        raise UserError(f"{args.out} holds something else, since {record} is not there; name another file with --out, or delete it")
+    written = args.out.read_text(encoding="utf-8").splitlines(keepends=True) if there is not None and args.out.is_file() else []
+    whole = len([line for line in written if line.endswith("\n")])
+    done = whole if whole >= args.n else whole // rows * rows  # scores depend on their batch, so a broken one is drawn again
+    checkpoint.write_text(args.out, "".join(written[:done]))
+    checkpoint.write_record(record, asked)
+    with args.out.open("a", encoding="utf-8") as file, tqdm(total=args.n, initial=done, unit="sample", dynamic_ncols=True) as bar:
+        for first in range(done, args.n, rows):
+            indices = range(first, min(args.n, first + rows))
+            u = model.uniforms(args.seed, indices)
+            latents.share_tags(u, each)
+            prompts = [short[i // each % len(short)] if args.prompted else None for i in indices]
+            pairs = rollouts.pairs_of(model, u, args.seed, indices, prompts, how)
+            recognised = recognition(judge, image_rewards.vectors(network, pairs), [pair.caption for pair in pairs], texts[:POOL])
             for one, both, own in zip(pairs, candidates.pmi_both(scorer, pairs), recognised.tolist(), strict=True):
                 file.write(json.dumps({"sample": one.record(), "pmi_both": both, "recognition": own}, ensure_ascii=False) + "\n")
             file.flush()
             bar.update(len(pairs))
-
-
-def prompted(model: Tokun, texts: Sequence[str], seed: int, indices: range, each: int) -> Iterator[Pair]:
-    """Samples of the seed, `each` of every description; those of one description have its first one's tags."""
-    for first in range(indices.start, indices.stop, each):
-        some = range(first, min(first + each, indices.stop))
-        u = model.uniforms(seed, some)
-        u[:, : latents.TAG_SLOTS] = u[0, : latents.TAG_SLOTS].clone()
-        yield from model.sample_from(u, seed, some, prompt=texts[first // each % len(texts)])
 
 
 def recognition(judge: Judge, vectors: np.ndarray, captions: Sequence[str], texts: Sequence[str]) -> np.ndarray:
@@ -103,18 +106,23 @@ def recognition(judge: Judge, vectors: np.ndarray, captions: Sequence[str], text
 def pair(args: argparse.Namespace) -> None:
     rng, lines = np.random.default_rng(args.seed), []
     for path in args.files:
-        found = [json.loads(line) for line in path.read_text().splitlines()]
-        total = sum(each / max(each.std(), 1e-9) for each in (np.array([one[name] for one in found]) for name in SCORES))
+        found = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        if not found:
+            raise UserError(f"{path} holds no samples; leave it out, or draw some")
+        scores = {name: np.array([one[name] for one in found]) for name in SCORES}
+        total = sum(each / max(each.std(), 1e-9) for each in scores.values())
         groups = defaultdict(list)
         for i in np.argsort(total):
             groups[alike(found[i]["sample"])].append(found[i]["sample"])
         made = [chosen for key, group in sorted(groups.items()) for chosen in preferred(group, 1 if key[0] else len(group) // 3, rng)]
-        print(f"{path}: {len(made)} preferences of {len(found)} samples; " + ", ".join(spread(found, name) for name in SCORES))
+        measured = ", ".join(f"{name} {each.mean():.2f} ± {each.std():.2f}" for name, each in scores.items())
+        print(f"{path}: {len(made)} preferences of {len(found)} samples; {measured}")
         lines += [json.dumps({"chosen": better, "rejected": worse}, ensure_ascii=False) + "\n" for better, worse in made]
+    if not 0 <= args.held_out < len(lines):
+        raise UserError(f"--held-out is {args.held_out} of {len(lines)} preferences; hold out fewer, or draw more samples")
     lines = [lines[i] for i in rng.permutation(len(lines))]
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "held-out.jsonl").write_text("".join(lines[: args.held_out]))
-    (args.out / "train.jsonl").write_text("".join(lines[args.held_out :]))
+    checkpoint.write_text(args.out / "held-out.jsonl", "".join(lines[: args.held_out]))
+    checkpoint.write_text(args.out / "train.jsonl", "".join(lines[args.held_out :]))
     print(f"{len(lines)} preferences in {args.out}, {args.held_out} of them held out")
 
 
@@ -128,11 +136,6 @@ def preferred(ranked: Sequence[Any], count: int, rng: np.random.Generator) -> It
     """The `count` last of `ranked`, each with one of the first, in random order."""
     if 0 < count <= len(ranked) // 2:
         yield from zip((ranked[-count:][i] for i in rng.permutation(count)), (ranked[i] for i in rng.permutation(count)))
-
-
-def spread(found: Sequence[dict[str, Any]], name: str) -> str:
-    each = np.array([one[name] for one in found])
-    return f"{name} {each.mean():.2f} ± {each.std():.2f}"
 
 
 if __name__ == "__main__":

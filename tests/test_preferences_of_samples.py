@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from benchmarks import preferences as benchmark
 from tests.test_losses import random_squeezenet
 from tokun.evaluate import recognition
 from tokun.inference import preferences
+from tokun.utils.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -33,25 +35,33 @@ def test_own_words_stand_above_the_mean_and_those_of_others_below(judge):
     np.testing.assert_allclose(own, -other, atol=1e-3)
 
 
-@pytest.mark.parametrize("prompted", [False, True])
-def test_a_draw_that_was_killed_goes_on_with_the_same_bytes(judge, checkpoint_folder, toy_shards, tmp_path, monkeypatch, prompted):
+@pytest.mark.parametrize(("prompted", "each"), [(False, 2), (True, 2), (True, 3)])
+def test_a_draw_that_was_killed_goes_on_with_the_same_bytes(judge, checkpoint_folder, toy_shards, tmp_path, monkeypatch, prompted, each):
     monkeypatch.setattr(benchmark, "ROWS", 4)
     asked = dict(
         checkpoint=str(checkpoint_folder), scorer=str(checkpoint_folder), judge=judge[0] / "judge.npz",
         network=str(judge[0] / "net.safetensors"), descriptions=str(toy_shards / "train-*.tar"),
-        prompted=prompted, each=2, seed=3, n=10,
+        prompted=prompted, each=each, seed=3, n=10,
     )  # fmt: skip
     benchmark.draw(argparse.Namespace(**asked, out=tmp_path / "whole.jsonl"))
     whole = (tmp_path / "whole.jsonl").read_text()
-    (tmp_path / "killed.jsonl").write_text(whole[: len(whole) * 3 // 4])
-    benchmark.draw(argparse.Namespace(**asked, out=tmp_path / "killed.jsonl"))
-    assert (tmp_path / "killed.jsonl").read_text() == whole
+    killed = tmp_path / "killed.jsonl"
+    killed.write_text(whole[: len(whole) * 3 // 4])
+    with pytest.raises(UserError, match="holds something else"):
+        benchmark.draw(argparse.Namespace(**asked, out=killed))
+    shutil.copy(tmp_path / "whole.json", tmp_path / "killed.json")
+    with pytest.raises(UserError, match=r"seed: 3 .* 4"):
+        benchmark.draw(argparse.Namespace(**asked | {"seed": 4}, out=killed))
+    benchmark.draw(argparse.Namespace(**asked, out=killed))
+    assert killed.read_text() == whole
     lines = [json.loads(line) for line in whole.splitlines()]
     assert len({json.dumps(line["sample"]["codes"]) for line in lines}) == 10
     assert all(np.isfinite(line[name]) for line in lines for name in benchmark.SCORES)
     if prompted:
-        assert all(a["sample"]["caption"] == b["sample"]["caption"] and b["sample"]["prompted"] for a, b in zip(lines[::2], lines[1::2]))
-        assert len({line["sample"]["caption"] for line in lines}) == 5
+        first = [lines[i // each * each]["sample"] for i in range(10)]
+        assert all(one["caption"] == line["sample"]["caption"] and line["sample"]["prompted"] for one, line in zip(first, lines))
+        assert all(one["tags"] == line["sample"]["tags"] for one, line in zip(first, lines)), "they differ in the rest only"
+        assert len({line["sample"]["caption"] for line in lines}) == -(-10 // each)
 
 
 def test_samples_of_one_subject_and_grid_or_of_one_prompt_are_compared(tiny_model, tmp_path, capsys):
@@ -83,4 +93,6 @@ def test_samples_of_one_subject_and_grid_or_of_one_prompt_are_compared(tiny_mode
     }  # fmt: skip
     assert {a for a, _ in found[False]} == {5, 3} and {b for _, b in found[False]} == {0, 2}, "by the sum of both scores"
     assert found[True] == {(4, 0), (3, 1)}, "a prompt with one sample has no preference"
+    with pytest.raises(UserError, match="4 of 4 preferences"):
+        benchmark.pair(argparse.Namespace(files=files, held_out=4, seed=0, out=tmp_path / "made"))
     assert len(preferences.read(str(tmp_path / "made" / "train.jsonl"), v, tiny_model.encode_text)) == 3

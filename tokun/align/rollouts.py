@@ -81,8 +81,7 @@ def draw(model: Tokun, config: GrpoConfig, prompts: Prompts, *, seed: int, step:
     """Draw pairs `numbers` (whole groups) of the `size` pairs of rollout `step`."""
     found = [step * size + number for number in numbers]
     u = model.uniforms(seed, found)
-    for first in range(0, len(u), config.group_size):
-        u[first : first + config.group_size, : latents.TAG_SLOTS] = u[first, : latents.TAG_SLOTS].clone()
+    latents.share_tags(u, config.group_size)
     if config.learn == "text":
         return captions_of_pictures(model, config, u, seed, found)
     order = Order(len(prompts.train), seed) if prompts else None

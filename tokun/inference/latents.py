@@ -71,6 +71,12 @@ def draw(seed: int, indices: Sequence[int], size: int) -> Tensor:
     return torch.from_numpy(np.stack(rows).astype(np.float32))
 
 
+def share_tags(u: Tensor, size: int) -> None:
+    """Give every group of `size` rows of u (B, slots.size) its first row's tag slots, in place: samples that differ in the rest only."""
+    firsts = torch.arange(len(u)) // size * size
+    u[:, :TAG_SLOTS] = u[firsts, :TAG_SLOTS]
+
+
 def uniform(z: Tensor) -> Tensor:
     """Φ(z), float32 in [0, 1): computed in float64, then rounded down below 1."""
     u = torch.special.ndtr(z.double()).float()

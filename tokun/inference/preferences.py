@@ -69,7 +69,7 @@ def best_and_worst(
         for first in range(0, n, together):
             numbers = range(first * candidates, min(n, first + together) * candidates)
             u = model.uniforms(seed, numbers)
-            u[:, : latents.TAG_SLOTS] = u[::candidates, : latents.TAG_SLOTS].repeat_interleave(candidates, 0)
+            latents.share_tags(u, candidates)
             pairs = model.draw(seed, numbers, plan, u=u)
             scores = scores_of(model, pairs, candidates, score)
             for i in range(0, len(pairs), candidates):
