@@ -22,6 +22,7 @@ from tokun.evaluate.recognition import CANDIDATES
 from tokun.inference import candidates
 from tokun.inference.image_to_codes import see
 from tokun.inference.load import load
+from tokun.inference.matching import head_of
 from tokun.tokenizers.vocabulary import Tags
 from tokun.utils.errors import UserError
 
@@ -94,6 +95,13 @@ def pmi_both(asked: RewardConfig, model: Tokun) -> Callable[[Sequence[Pair]], li
     """PMI from picture to caption and from caption to picture, without tags (`candidates.pmi_both`), in nats, by the frozen model."""
     judge, read = reader(asked, model)
     return lambda pairs: candidates.pmi_both(judge, read(pairs))
+
+
+def match(asked: RewardConfig, model: Tokun) -> Callable[[Sequence[Pair]], list[float]]:
+    """How well caption and picture fit by the matching head (`Tokun.match`), in nats, by the frozen model."""
+    judge, read = reader(asked, model)
+    head_of(judge)
+    return lambda pairs: judge.match(read(pairs))
 
 
 def pmi_first(asked: RewardConfig, model: Tokun) -> Callable[[Sequence[Pair]], list[float]]:

@@ -5,6 +5,7 @@
     mmi             of                   the mean of pmi and likelihood: pictures that their captions fit, and that the model is sure of
     likelihood      of                   log-likelihood of the caption, given the picture: high where the model is sure of what it has drawn
     pmi_both        of                   PMI without tags: the mean of caption given picture and of picture given caption
+    match           of                   how well the caption fits the picture by the checkpoint's matching head, in nats
     pmi_first       of                   share of the own caption among it and 15 others of the batch, by exp(PMI); 0 to 1
     clip            of                   cosine of picture and caption by an open_clip model: id or folder (see benchmarks/clip_judge.py)
     clip_first      of                   probability that this model ranks the pair's caption above 15 other captions drawn from the batch
@@ -48,7 +49,8 @@ if TYPE_CHECKING:
 Score = Callable[[Sequence["Pair"]], Sequence[float]]
 MAKERS: dict[str, Callable[[RewardConfig, Any], Score]] = {
     "pmi": caption_rewards.pmi, "likelihood": caption_rewards.likelihood, "mmi": caption_rewards.mmi,
-    "pmi_both": caption_rewards.pmi_both, "pmi_first": caption_rewards.pmi_first, "caption": caption_rewards.caption,
+    "pmi_both": caption_rewards.pmi_both, "match": caption_rewards.match, "pmi_first": caption_rewards.pmi_first,
+    "caption": caption_rewards.caption,
     "clip": image_rewards.clip, "clip_first": image_rewards.clip_first, "aesthetic": image_rewards.aesthetic, "vqa": image_rewards.vqa,
     "own_yes": image_rewards.own_yes, "style": image_rewards.style, "recognition": image_rewards.recognition,
     "description": image_rewards.description, "reference": image_rewards.reference,

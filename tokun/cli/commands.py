@@ -36,6 +36,7 @@ COMMANDS = {
     "plan": Command("tokun.planner.command", "memory, operations and hours of a config, before it runs"),
     "encode": Command("data_tools.encode", "image shards -> code shards, by several processes or on Ray"),
     "sharpen": Command("tokun.sharpen", "fine-tune a checkpoint's image decoder alone, for finer lines"),
+    "match": Command("tokun.align.matching", "train the head that says how well a caption fits a picture, and chooses the best"),
     "adapters": Command("tokun.adapters", "describe an adapter, or merge it into its base"),
     "evaluate": Command("tokun.evaluate.__main__", "every figure of a checkpoint, in one table"),
     "drawings": Command("tokun.align.drawings", "score vector drawings of descriptions under a limit of bytes"),

@@ -20,6 +20,7 @@ from tokun.cli.sample_options import CHOOSES, MANY, OPTIONS, mode_of, parse, sha
 from tokun.data import image_files
 from tokun.inference import bulk, candidates, conditional_generation, picture_files, preferences, sheet
 from tokun.inference.clip import Clip
+from tokun.inference.matching import head_of
 from tokun.inference.picture_files import LISTED
 from tokun.inference.tags import grid_of
 from tokun.render import video
@@ -235,12 +236,14 @@ def draw(model: Tokun, args: argparse.Namespace) -> list[Pair]:
     return [best for best, _ in found]
 
 
-def score_of(model: Tokun, args: argparse.Namespace) -> Callable[[list[Pair]], list[float]] | None:
-    """The score for --best-of; None: `candidates.pmi_both`."""
-    if args.reward in ("", "pmi_both"):
-        return Clip(args.clip, device=str(model.device)).fit if args.clip else None
-    if args.reward in candidates.OWN_SCORES:
-        return candidates.own_score(model, args.reward)
+def score_of(model: Tokun, args: argparse.Namespace) -> Callable[[list[Pair]], list[float]] | str | None:
+    """The score for --best-of, as `candidates.best_of` takes it."""
+    if args.clip:
+        return Clip(args.clip, device=str(model.device)).fit
+    if args.reward == "match":
+        head_of(model)  # an error before anything is drawn
+    if not args.reward or args.reward in candidates.OWN_SCORES:
+        return args.reward or None
     from tokun.align import rewards
 
     asked = replace(rewards.parse(args.reward), max_bytes=args.max_bytes)

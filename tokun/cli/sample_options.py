@@ -204,8 +204,9 @@ def add_forms(parser: argparse.ArgumentParser) -> None:
         "--reward",
         default="",
         metavar="KIND",
-        help="choose by another score: pmi (words that only this picture explains), likelihood (what the model is sure of), mmi (midway "
-        "between the two), svg (at --max-bytes), clip=MODEL, module:function … (tokun/align/rewards.py)",
+        help="choose by another score than the matching head (a checkpoint without one: pmi_both): pmi (words that only this picture "
+        "explains), likelihood (what the model is sure of), mmi (midway between the two), svg (at --max-bytes), clip=MODEL, "
+        "module:function … (tokun/align/rewards.py)",
     )
     add("--clip", metavar="MODEL", help="choose by CLIP score: hf-hub:ORG/NAME, a folder, or ARCHITECTURE:WEIGHTS of open_clip")
     add("--svg", action="store_true", help="also write each picture as SVG")

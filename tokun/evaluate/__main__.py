@@ -76,6 +76,7 @@ class Case:
         import tokun
         from tokun.evaluate.features import open_features
         from tokun.evaluate.held_out_pairs import read_pairs
+        from tokun.inference.candidates import default_score
 
         for package in ("torchmetrics", "matplotlib", "imagehash"):
             need(package, extra="eval")
@@ -84,6 +85,7 @@ class Case:
         require_scorers(args)
         checkpoint.require_writable(args.out)
         model = tokun.load(args.checkpoint, device=args.device)
+        args.reward = args.reward or default_score(model)
         case = cls(args, model, [], None)
         if args.others and not Path(args.others).is_dir():
             raise FileNotFoundError(f"--others {args.others} is not a folder; name one with pictures that are not engravings")
@@ -369,8 +371,8 @@ def make_parser() -> argparse.ArgumentParser:
     add(
         "--reward",
         default=None,
-        choices=("pmi_both", "pmi", "likelihood", "mmi"),
-        help="by which --best-of chooses, as sample.py --reward does (pmi_both)",
+        choices=("match", "pmi_both", "pmi", "likelihood", "mmi"),
+        help="by which --best-of chooses, as sample.py --reward does; default: match, or pmi_both for a checkpoint without a matching head",
     )
     add("--n-train", type=int, default=0, help="number of training pictures searched for copies; 0: all")
     add("--seed", type=int, default=1000, help="of the samples and of what is drawn from the shards")
@@ -417,7 +419,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
             parser.error(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be {least} or more")
     if args.reward and args.best_of == 1:
         parser.error("--reward chooses among several candidates: say how many with --best-of")
-    args.reward = args.reward or "pmi_both"
     if args.best_of > MAX_CANDIDATES:
         parser.error(f"--best-of is {args.best_of}; it must be from 1 to {MAX_CANDIDATES:,}")
     return args

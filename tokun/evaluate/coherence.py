@@ -23,6 +23,7 @@ from tokun.evaluate import figures, plots
 from tokun.evaluate.doctor import reconstructed
 from tokun.evaluate.figures import Figure
 from tokun.evaluate.held_out_pairs import RealPair
+from tokun.inference import matching
 from tokun.inference.clip import Clip
 from tokun.inference.streams import cache_name
 from tokun.tokenizers import sequences
@@ -57,7 +58,7 @@ def measure(
     ranks: dict[str, np.ndarray] = {}
     for what, pairs in (("held-out", held_out), ("generated", samples)):
         made, chosen[what], ranks[what] = by_pmi(model, pairs, what, seed)
-        found += made + without_tags(model, pairs, what, seed)
+        found += made + without_tags(model, pairs, what, seed) + by_head(model, pairs, what, seed)
     if out is not None and any(r.size for r in ranks.values()):
         plots.ranks({what: r for what, r in ranks.items() if r.size}, CANDIDATES, out / "ranks.png")
     for name, scorer in scorers.items():
@@ -110,6 +111,15 @@ def without_tags(model: Tokun, pairs: Sequence[RealPair | Pair], what: str, seed
         both = pmi[few] - drawn_nats(model, bare, rows[few])
         found.append(first_of("PMI in both directions, without tags,", what, both[:, 0], both[:, 1:]))
     return found
+
+
+def by_head(model: Tokun, pairs: Sequence[RealPair | Pair], what: str, seed: int) -> list[Figure]:
+    """The share of own captions put first by the checkpoint's matching head, which is told no tags; nothing without one."""
+    _, others = rivals([tuple(pair.caption_ids) for pair in pairs], seed)
+    if model.matching is None or model.adapter or not others.size:
+        return []
+    scores = matching.fit(model, model.matching, pairs).numpy()
+    return [first_of("the matching head", what, scores.diagonal(), np.take_along_axis(scores, others, 1))]
 
 
 def drawn_nats(model: Tokun, pairs: Sequence[RealPair | Pair], candidates: np.ndarray) -> np.ndarray:

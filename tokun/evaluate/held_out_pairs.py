@@ -53,7 +53,7 @@ def read_pairs(
             f"no pair of {shards} can be used: pairs need a readable picture and a caption; "
             f"name the field of the captions with --caption-key, now {caption_key}"
         )
-    seen = [one for i in range(0, len(found), 64) for one in see(model, [p["image"] for p in found[i : i + 64]])]
+    seen = [one for i in range(0, len(found), 512) for one in see(model, [p["image"] for p in found[i : i + 512]])]  # many of one shape
     return [RealPair(**pair, codes=one.codes) for pair, one in zip(found, seen)]
 
 

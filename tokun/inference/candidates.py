@@ -1,6 +1,7 @@
 """The best of several: the candidates of a pair, and the scores by which one is chosen.
 
-pmi_both     PMI as the model estimates it from picture to caption and from caption to picture, without tags: the default
+match        how well caption and picture fit by the checkpoint's matching head: the default where it has one
+pmi_both     PMI as the model estimates it from picture to caption and from caption to picture, without tags: the default without a head
 pmi          nats of the caption that its picture explains: log p(caption | picture) - log p(caption), under the pair's tags
 likelihood   log p(caption | picture), under the tags
 mmi          the mean of the last two
@@ -52,6 +53,7 @@ def pmi_both(model: Tokun, pairs: Sequence[Any]) -> list[float]:
 
 
 OWN_SCORES: dict[str, Callable[[Tokun, list[Pair]], list[float]]] = {
+    "match": lambda model, pairs: model.match(pairs),
     "pmi_both": pmi_both,
     "pmi": lambda model, pairs: [pair.pmi for pair in pairs],
     "likelihood": lambda model, pairs: [-pair.caption_nll for pair in pairs],
@@ -61,8 +63,15 @@ OWN_SCORES: dict[str, Callable[[Tokun, list[Pair]], list[float]]] = {
 
 
 def own_score(model: Tokun, name: str) -> Score:
-    """One of OWN_SCORES as the `score` of `best_of`."""
+    """One of OWN_SCORES as the `score` of `best_of`. Raises UserError for another name."""
+    if name not in OWN_SCORES:
+        raise UserError(f"score is {name!r}; it must be one of {', '.join(OWN_SCORES)}, or a function of pairs")
     return partial(OWN_SCORES[name], model)
+
+
+def default_score(model: Tokun) -> str:
+    """The name of the score that chooses where none is named."""
+    return "match" if model.matching is not None and not model.adapter else "pmi_both"
 
 
 @with_sampling_options
@@ -71,16 +80,16 @@ def best_of(
     seed: int,
     n: int,
     candidates: int,
-    score: Score | None = None,
+    score: Score | str | None = None,
     *,
     first: int = 0,
     plan: SamplingPlan | None = None,
     watch: Watch | None = None,
     **options: Unpack[SamplingArguments],
 ) -> list[Pair]:
-    """For each of n pairs, the candidate with the highest score (default: `pmi_both`). A `plan` replaces the options, and can serve several
-    calls. `watch` is that of `Tokun.sample`; it sees the first candidate. Raises UserError as `Tokun.sample` does, or for an impossible
-    number of candidates.
+    """For each of n pairs, the candidate with the highest score: a function, the name of one of OWN_SCORES, or None for `default_score`.
+    A `plan` replaces the options, and can serve several calls. `watch` is that of `Tokun.sample`; it sees the first candidate. Raises
+    UserError as `Tokun.sample` does, for an impossible number of candidates, or for a score that the checkpoint cannot give.
 
     Choice i, counted from `first`, is among the samples i * candidates … of the seed, so it does not depend on n.
     """
@@ -92,14 +101,17 @@ def best_of(
     return [pairs[max(range(i, i + candidates), key=lambda j: scores[j])] for i in range(0, len(pairs), candidates)]
 
 
-def scores_of(model: Tokun, pairs: list[Pair], candidates: int, score: Score | None = None, watch: Watch | None = None) -> list[float]:
-    """The score of each pair (None: `pmi_both`). By default one choice's candidates at a time: the last digits of a likelihood depend on
-    its batch, and a choice must not depend on how many are made. `watch` sees the first pair before each."""
-    if score is not None:
+def scores_of(
+    model: Tokun, pairs: list[Pair], candidates: int, score: Score | str | None = None, watch: Watch | None = None
+) -> list[float]:
+    """The score of each pair, as for `best_of`. By the model's own scores one choice's candidates at a time: the last digits of a
+    likelihood depend on its batch, and a choice must not depend on how many are made. `watch` sees the first pair before each."""
+    if callable(score):
         return score(pairs)
+    own = own_score(model, score or default_score(model))
     found: list[float] = []
     for i in range(0, len(pairs), candidates):
         if watch is not None:
             watch(pairs[0].codes, pairs[0].caption_ids)
-        found += pmi_both(model, pairs[i : i + candidates])
+        found += own(pairs[i : i + candidates])
     return found

@@ -9,7 +9,7 @@ from tokun.utils import network_access
 BUNDLED = Path(__file__).parents[1] / "bundled" / "engraving"
 # of a checkpoint
 GENERATOR, IMAGE_TOKENIZER, TEXT_TOKENIZER, CARD = "generator", "image_tokenizer", "text_tokenizer.model", "README.md"
-VOCABULARY, SAMPLING = "vocabulary.json", "sampling.json"
+VOCABULARY, SAMPLING, MATCHING = "vocabulary.json", "sampling.json", "matching"  # the last is optional
 # of an adapter, which also has a card and a vocabulary
 ADAPTER_CONFIG, ADAPTER_WEIGHTS, ABOUT = "adapter_config.json", "adapter_model.safetensors", "adapter.json"
 

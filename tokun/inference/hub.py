@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tokun.inference import adapters
-from tokun.inference.folders import CARD, GENERATOR, IMAGE_TOKENIZER, SAMPLING, TEXT_TOKENIZER, VOCABULARY
+from tokun.inference.folders import CARD, GENERATOR, IMAGE_TOKENIZER, MATCHING, SAMPLING, TEXT_TOKENIZER, VOCABULARY
 from tokun.inference.model_card import OWN_ID
 from tokun.utils import checkpoint
 from tokun.utils.errors import UserError
@@ -29,7 +29,7 @@ FILES = (VOCABULARY, SAMPLING, CARD, TEXT_TOKENIZER)  # of a checkpoint
 # the files in its subfolders
 PARTS = re.compile(
     r"generator/((config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|model\.safetensors\.index)\.json"
-    r"|model(-\d+-of-\d+)?\.safetensors)|image_tokenizer/(config\.json|model\.safetensors)|text_tokenizer\.model/[\w.]+\.(json|txt|model)"
+    r"|model(-\d+-of-\d+)?\.safetensors)|(image_tokenizer|matching)/(config\.json|model\.safetensors)|text_tokenizer\.model/[\w.]+\.(json|txt|model)"
 )
 MARK = VOCABULARY  # a folder without it is not a checkpoint
 
@@ -69,7 +69,7 @@ def unexpected_files(folder: Path) -> list[str]:
     """The files in a folder that `save_pretrained` did not write; all of them if it is not a checkpoint. If there are any at its top level,
     subfolders are not searched."""
     top = sorted(path.name for path in folder.iterdir())
-    unknown = [name for name in top if name not in (*FILES, GENERATOR, IMAGE_TOKENIZER)]
+    unknown = [name for name in top if name not in (*FILES, GENERATOR, IMAGE_TOKENIZER, MATCHING)]
     if unknown or MARK not in top:
         return unknown or top
     there = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
@@ -87,7 +87,8 @@ def push_to_hub(
     """
 
     def write(folder: Path, repo_id: str) -> None:
-        save_pretrained(replace(model, card=adapters.card_of(model).replace(OWN_ID, repo_id)), folder)
+        head = None if model.adapter else model.matching
+        save_pretrained(replace(model, card=adapters.card_of(model).replace(OWN_ID, repo_id), matching=head), folder)
 
     return _upload(write, name, private=private, token=token, revision=revision, create_pr=create_pr, commit_message=message)
 

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from tokun.inference.checkpoint_folder import load_generator, read_settings, require_device, require_same_ids, require_whole
-from tokun.inference.folders import GENERATOR, IMAGE_TOKENIZER, SAMPLING, TEXT_TOKENIZER, VOCABULARY, card_in, resolve
+from tokun.inference.folders import GENERATOR, IMAGE_TOKENIZER, MATCHING, SAMPLING, TEXT_TOKENIZER, VOCABULARY, card_in, resolve
+from tokun.inference.matching import head_in
 from tokun.inference.model import Tokun
 from tokun.tokenizers import sequences
 from tokun.tokenizers.image import ImageTokenizer
@@ -82,4 +83,5 @@ def assembled(folder: Path, dtype: torch.dtype = torch.float32, *, generator: An
         card,
         settings.fit,
         settings.unrepeated_words,
+        head_in(folder / MATCHING, generator, vocabulary),
     )

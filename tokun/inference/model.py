@@ -29,6 +29,7 @@ from tokun.inference import (
     description,
     hub,
     latents,
+    matching,
     preferences,
     prompt_tags,
     sampling,
@@ -36,10 +37,11 @@ from tokun.inference import (
     token_choice,
 )
 from tokun.inference.checkpoint_folder import quiet_transformers, read_settings
-from tokun.inference.folders import BUNDLED, CARD, GENERATOR, IMAGE_TOKENIZER, SAMPLING, TEXT_TOKENIZER, VOCABULARY, resolve
+from tokun.inference.folders import BUNDLED, CARD, GENERATOR, IMAGE_TOKENIZER, MATCHING, SAMPLING, TEXT_TOKENIZER, VOCABULARY, resolve
 from tokun.inference.sampling_arguments import with_sampling_options
 from tokun.inference.tags import Frequencies, TagCounts, count_tags, grid_of, settings_json, with_subjects_of
 from tokun.inference.token_choice import DecodingSettings, require_scale
+from tokun.models.matching import MatchingHead
 from tokun.render.grids import to_pil
 from tokun.tokenizers import sequences
 from tokun.tokenizers.image import ImageTokenizer
@@ -122,6 +124,8 @@ class Tokun:
     unrepeated_words: tuple[str, ...] = ()
     """Words that training captions hardly ever have twice (`data.caption_words`). Texts written with `no_repeats` never do. An adapter
     keeps its base's."""
+    matching: MatchingHead | None = None
+    """Says how well captions fit pictures (`match`); None: not trained (`align.matching`)."""
 
     def __post_init__(self) -> None:
         self.fit = self.fit or cropping.usual_fit(self.vocabulary.grids)
@@ -153,6 +157,8 @@ class Tokun:
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Tokun:
         """Move both networks; `dtype` is the generator's (the image tokenizer stays in float32)."""
         self.image_tokenizer.to(device)
+        if self.matching is not None:
+            self.matching.to(device)
         for generator in (self.generator, *([self.base.generator] if self.base else [])):
             generator.to(device)
             if dtype is not None:
@@ -486,6 +492,11 @@ class Tokun:
         alone, given = self.caption_nll(tags, captions), self.caption_nll(tags, captions, codes)
         return [a - g for a, g in zip(alone, given)]
 
+    def match(self, pairs: Sequence[Pair | Any]) -> list[float]:
+        """How well the captions of pairs fit their pictures by the matching head, in nats: the log-odds of each caption against 1,024 of
+        training, given the picture. Raises UserError for a checkpoint without a head."""
+        return matching.match(self, pairs)
+
     # --- parts ------------------------------------------------------------------------------------------------------
 
     @property
@@ -567,6 +578,8 @@ class Tokun:
         self.image_tokenizer.save(directory / IMAGE_TOKENIZER)
         self.text_tokenizer.save(directory / TEXT_TOKENIZER)
         v.save(directory / VOCABULARY)
+        if self.matching is not None and not self.adapter:
+            self.matching.save(directory / MATCHING)
         settings = {
             "defaults": asdict(self.defaults),
             "tag_counts": self.tag_counts,

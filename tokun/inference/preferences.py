@@ -53,7 +53,7 @@ def best_and_worst(
     seed: int,
     n: int,
     candidates: int,
-    score: Callable[[list[Pair]], list[float]] | None = None,
+    score: Callable[[list[Pair]], list[float]] | str | None = None,
     **options: Unpack[SamplingArguments],
 ) -> list[tuple[Pair, Pair]]:
     """As `candidates.best_of`, but the best and the worst candidate of each sample. All candidates of a sample have the tags

@@ -1,0 +1,213 @@
+"""Train the matching head of a checkpoint: it says how well a caption fits a picture, and so chooses the best of several candidates.
+
+    tokun match --checkpoint runs/mine --train 'shards/train-*.tar' --val 'shards/val-*.tar' --out runs/mine-matched
+
+The generator reads every training picture once, as it reads its own, and stays as it is. A small head then learns which caption belongs to
+which picture (contrastively, as CLIP does; Radford et al. 2021). The new checkpoint is the old one with the head beside it.
+Resumable: what a killed command has read is kept, and the same command goes on. One process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from tokun import data
+from tokun.evaluate import figures
+from tokun.evaluate.held_out_pairs import read_pairs
+from tokun.evaluate.recognition import CANDIDATES, firsts
+from tokun.inference import bulk
+from tokun.inference.folders import MATCHING, resolve
+from tokun.inference.load import load
+from tokun.inference.matching import layers_of, picture_states
+from tokun.inference.model import Tokun
+from tokun.models.matching import MatchingConfig, MatchingHead
+from tokun.utils import checkpoint, console
+from tokun.utils.console import home_path
+from tokun.utils.errors import UserError
+from tokun.utils.files import whole_file
+from tokun.utils.lock import alone_in
+
+LEAST = 2 * CANDIDATES  # pairs that a head can be trained on
+READ = "read.json"  # the record of what was read
+
+
+@dataclass(frozen=True)
+class Recipe:
+    epochs: int = 8
+    batch_size: int = 512  # pairs that are told apart
+    lr: float = 1e-3
+    weight_decay: float = 1.0
+    dropout: float = 0.6
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Read:
+    """What the generator has read: states float16 (n, S), and the pictures' captions."""
+
+    states: Tensor
+    captions: list[list[int]]
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = console.make_parser("python -m tokun.align.matching", __doc__)
+    add = parser.add_argument
+    add("--checkpoint", default=None, help="a folder or a Hub id; default: the bundled model")
+    add("--train", required=True, help="the image shards that it was trained on, as in data.train")
+    add("--val", default="", help="held-out image shards: how often the own caption is the first of sixteen there")
+    add("--out", type=home_path, required=True, help="folder of the new checkpoint")
+    add("--caption-key", default="caption", help="the field with the caption in the shards' JSON (data.caption_key)")
+    add("--device", default=None, help="cpu, cuda …; default: a GPU if there is one")
+    for field in dataclasses.fields(Recipe):
+        add(f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default, help="%(default)s")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = make_parser().parse_args(argv)
+    recipe = Recipe(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Recipe)})
+    for name in ("epochs", "batch_size", "lr"):
+        if not getattr(recipe, name) > 0:
+            raise UserError(f"--{name.replace('_', '-')} is {getattr(recipe, name)}; it must be above 0")
+    add_head(args.checkpoint, args.train, args.out, recipe, val=args.val, caption_key=args.caption_key, device=args.device)
+
+
+def add_head(
+    source: str | Path | None,
+    train: str,
+    out: Path,
+    recipe: Recipe,
+    *,
+    val: str = "",
+    caption_key: str = "caption",
+    device: str | None = None,
+) -> Path:
+    """Train a head for the checkpoint `source` on image shards -> the checkpoint `out`, otherwise unchanged.
+
+    Raises UserError for too few pairs, or whatever `tokun.load` raises.
+    """
+    folder, state = resolve(source), out.with_name(out.name + "-state")
+    with alone_in(state, option="--out"):
+        if out.exists():
+            raise UserError(f"{out} already exists; name a new folder, or remove it")
+        model = load(folder, device=device, compile=False)
+        asked = {**fingerprint(model), "caption_key": caption_key}
+        if (there := checkpoint.read_record(state / READ)) is not None:
+            checkpoint.require_same(state, there, asked, option="--out")
+        checkpoint.write_record(state / READ, asked)
+        seen = read(model, train, state, caption_key)
+        if len(seen.captions) < LEAST:
+            raise UserError(f"--train {train} holds {len(seen.captions)} usable pairs; a matching head needs at least {LEAST}")
+        held_out = read(model, val, state, caption_key) if val else None
+        if held_out and (different := len(set(map(tuple, held_out.captions)))) < CANDIDATES:
+            raise UserError(f"--val {val} of {len(held_out.captions)} pictures has {different} different captions; {CANDIDATES} are needed")
+        head = trained(model, seen, recipe)
+        if held_out:
+            tell(head, held_out)
+        with checkpoint.whole_directory(out) as new:
+            shutil.copytree(folder, new, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MATCHING))
+            head.save(new / MATCHING)
+        shutil.rmtree(state, ignore_errors=True)
+    print(f"checkpoint with a matching head: {out}")
+    return out
+
+
+def fingerprint(model: Tokun) -> dict[str, Any]:
+    """What determines the states besides the pictures."""
+    found = bulk.identity(model)
+    return {name: found[name] for name in ("generator", "image_tokenizer")}
+
+
+def read(model: Tokun, shards: str, folder: Path, caption_key: str = "caption") -> Read:
+    """Every usable pair of image shards, read by the generator; each shard's states are kept in `folder`."""
+    states, captions = [], []
+    paths = data.expand_shards(shards)
+    for path in tqdm(paths, desc="reading pictures", unit="shard", dynamic_ncols=True):
+        kept = folder / f"{checkpoint.files_fingerprint([path])[:16]}.safetensors"
+        if not kept.is_file():
+            with whole_file(kept) as aside:
+                save_file(_read_shard(model, path, caption_key), aside)
+        found = load_file(kept)
+        states.append(found["states"])
+        captions += [ids.tolist() for ids in found["captions"].split(found["lengths"].tolist())]
+    return Read(torch.cat(states), captions)
+
+
+def _read_shard(model: Tokun, path: Path, caption_key: str) -> dict[str, Tensor]:
+    pairs = read_pairs(model, str(path), caption_key=caption_key)
+    layers = layers_of(model.generator.config.get_text_config().num_hidden_layers)
+    half = model.device.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=half):
+        states = picture_states(model.generator, model.vocabulary, layers, [pair.codes for pair in pairs], [pair.tags for pair in pairs])
+    ids = [torch.tensor(pair.caption_ids) for pair in pairs]
+    return {"states": states.half(), "captions": torch.cat(ids), "lengths": torch.tensor(list(map(len, ids)))}
+
+
+def trained(model: Tokun, seen: Read, recipe: Recipe) -> MatchingHead:
+    """A head that tells the captions of these pictures apart."""
+    torch.manual_seed(recipe.seed)
+    config = model.generator.config.get_text_config()
+    n, size = len(seen.captions), model.vocabulary.text_size
+    head = MatchingHead(
+        MatchingConfig(layers_of(config.num_hidden_layers), config.hidden_size, size, bank=min(n, 1024)), recipe.dropout
+    ).to(model.device)
+    head.mean.copy_(seen.states.float().mean(0))
+    head.spread.copy_(seen.states.float().std(0) + 1e-6)
+    head.rarity.copy_(rarity_of(seen.captions, size))
+    batch = min(recipe.batch_size, n)
+    per_epoch = n // batch
+    steps, step = recipe.epochs * per_epoch, 0
+    optimizer = torch.optim.AdamW(head.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
+    head.train()
+    with tqdm(total=steps, desc="matching head", unit="step", dynamic_ncols=True) as bar:
+        for _ in range(recipe.epochs):
+            for some in torch.randperm(n)[: per_epoch * batch].split(batch):
+                for group in optimizer.param_groups:
+                    group["lr"] = recipe.lr * min(1.0, (step + 1) / 30) * (1 - step / steps)
+                loss = head.loss(seen.states[some].to(model.device), head.bags([seen.captions[i] for i in some.tolist()]))
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                step += 1
+                bar.update(1)
+                bar.set_postfix_str(f"loss {loss.item():.3f}", refresh=False)
+    head.eval()
+    with torch.inference_mode():
+        chosen = torch.randperm(n)[: head.config.bank].tolist()
+        head.bank.copy_(head.captions(head.bags([seen.captions[i] for i in chosen])))
+    return head
+
+
+def rarity_of(captions: Sequence[Sequence[int]], size: int) -> Tensor:
+    """(size,): the log of how many captions there are for each with this piece; 0 for a piece of none."""
+    counts = Counter(piece for ids in captions for piece in set(ids))
+    return torch.tensor([np.log(len(captions) / counts[piece]) if counts[piece] else 0.0 for piece in range(size)], dtype=torch.float32)
+
+
+def tell(head: MatchingHead, seen: Read) -> None:
+    """Print how often the head puts the own caption of held-out pairs first of sixteen."""
+    with torch.inference_mode():
+        fit = head.fit(seen.states.to(head.mean.device), seen.captions).cpu().numpy()
+    share = firsts(fit, [" ".join(map(str, ids)) for ids in seen.captions])
+    told = figures.mean("", share)
+    print(
+        f"held out: the own caption is the first of {CANDIDATES} for {told.value:.1%} ({told.low:.1%} to {told.high:.1%}) of "
+        f"{len(share)} pictures; chance {1 / CANDIDATES:.1%}"
+    )
+
+
+if __name__ == "__main__":
+    console.run("tokun.align.matching", main)

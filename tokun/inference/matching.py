@@ -1,0 +1,101 @@
+"""What the generator has read in a picture, for the matching head (`models.matching`), and how well captions fit it.
+
+The generator reads a picture without its style, subject and thing. A state is the mean over the codes and the state at their end, of four
+layers from the first third to the last.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from tokun.models.matching import MatchingHead
+from tokun.tokenizers import sequences
+from tokun.tokenizers.vocabulary import Tags, Vocabulary
+from tokun.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from tokun.inference.model import Pair, Tokun
+
+DEPTHS = (0.375, 0.625, 0.75, 1.0)  # of the layers that are read
+Grid = tuple[int, int] | None  # None: the only one
+
+
+def layers_of(depth: int) -> tuple[int, ...]:
+    """The layers of a generator with `depth` layers that a new head reads."""
+    return tuple(round(depth * share) for share in DEPTHS)
+
+
+@torch.inference_mode()
+def picture_states(
+    generator: Any, v: Vocabulary, layers: Sequence[int], codes: Sequence[Sequence[int]], tags: Sequence[Tags], batch_size: int = 32
+) -> Tensor:
+    """Codes of B pictures and their tags, of which only the grid is read -> float32 (B, 2 * layers * width), on the CPU."""
+    found: dict[int, Tensor] = {}
+    for grid, some in _alike([own.grid for own in tags], batch_size):
+        bare = Tags(register=v.default_register, grid=grid)
+        rows = [[*sequences.prefix(v, bare), *sequences.picture(v, bare, codes[i])] for i in some]
+        ids = torch.tensor(rows, device=generator.device)
+        states = generator(input_ids=ids, output_hidden_states=True, use_cache=False, logits_to_keep=1).hidden_states
+        own = slice(ids.shape[1] - 1 - len(codes[some[0]]), ids.shape[1] - 1)
+        parts = [part for layer in layers for part in (states[layer][:, own].float().mean(1), states[layer][:, -1].float())]
+        found |= zip(some, torch.cat(parts, 1).cpu())
+    return torch.stack([found[i] for i in range(len(tags))])
+
+
+def head_in(folder: Path, generator: Any, v: Vocabulary) -> MatchingHead | None:
+    """The head in this folder of a checkpoint; None if there is no folder. Raises FileNotFoundError or UserError for one that is
+    incomplete, or that was trained for a generator of another size."""
+    if not folder.is_dir():
+        return None
+    head = MatchingHead.load(folder)
+    own = generator.config.get_text_config()
+    c, depth, width = head.config, own.num_hidden_layers, own.hidden_size
+    if (c.width, c.text_size) != (width, v.text_size) or max(c.layers) > depth:
+        raise UserError(
+            f"{folder} is a matching head for a generator of width {c.width} with {c.text_size} text pieces and at least "
+            f"{max(c.layers)} layers; this one has {width}, {v.text_size} and {depth}. Remove the folder, or train a head: tokun match"
+        )
+    return head
+
+
+def head_of(model: Tokun) -> MatchingHead:
+    """The head that fits the weights in use. Raises UserError if there is none."""
+    if model.adapter:
+        raise UserError(
+            f"the matching head is that of the base, not of the adapter {model.adapter}: choose another score, such as pmi_both"
+        )
+    if model.matching is None:
+        raise UserError(
+            "this checkpoint has no matching head: tokun match --checkpoint IT --train 'SHARDS' --out NEW trains one, or choose another "
+            "score, such as pmi_both"
+        )
+    return model.matching
+
+
+def match(model: Tokun, pairs: Sequence[Pair | Any]) -> list[float]:
+    """How well the captions of pairs fit their pictures, in nats: the log-odds of a caption against those of the head's bank. `pairs` have
+    tags, codes and caption_ids. Raises UserError without a head."""
+    head = head_of(model)
+    return fit(model, head, pairs).diagonal().tolist() if pairs else []
+
+
+@torch.inference_mode()
+def fit(model: Tokun, head: MatchingHead, pairs: Sequence[Pair | Any]) -> Tensor:
+    """(n, n) nats: picture i with the caption of pair j, see `match`."""
+    states = picture_states(model.generator, model.vocabulary, head.config.layers, [p.codes for p in pairs], [p.tags for p in pairs])
+    return head.fit(states.to(head.mean.device), [pair.caption_ids for pair in pairs]).cpu()
+
+
+def _alike(grids: Sequence[Grid], most: int) -> Iterator[tuple[Grid, list[int]]]:
+    """The indices of the pictures, in batches of one grid."""
+    groups: dict[Grid, list[int]] = defaultdict(list)
+    for i, grid in enumerate(grids):
+        groups[grid].append(i)
+    for grid, group in groups.items():
+        yield from ((grid, group[at : at + most]) for at in range(0, len(group), most))
