@@ -119,6 +119,8 @@ def test_the_scores_that_pairs_are_drawn_with_are_those_of_the_rewards(tiny_mode
     """`--best-of` takes the former, learning from rewards computes the latter by the frozen model."""
     pairs = tiny_model.sample(3, n=5)
     for kind, score in OWN_SCORES.items():
+        if kind == "match":  # of a checkpoint with a head: tests/test_matching.py
+            continue
         assert made(tiny_model, kind)(pairs) == pytest.approx(score(tiny_model, pairs), abs=1e-3), kind
 
 

@@ -98,7 +98,7 @@ def pmi_both(asked: RewardConfig, model: Tokun) -> Callable[[Sequence[Pair]], li
 
 
 def match(asked: RewardConfig, model: Tokun) -> Callable[[Sequence[Pair]], list[float]]:
-    """How well caption and picture fit by the matching head (`Tokun.match`), in nats, by the frozen model."""
+    """How well caption and picture fit by the matching head of the frozen model (`Tokun.match`): a cosine."""
     judge, read = reader(asked, model)
     head_of(judge)
     return lambda pairs: judge.match(read(pairs))

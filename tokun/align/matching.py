@@ -161,9 +161,7 @@ def trained(model: Tokun, seen: Read, recipe: Recipe) -> MatchingHead:
     torch.manual_seed(recipe.seed)
     config = model.generator.config.get_text_config()
     n, size = len(seen.captions), model.vocabulary.text_size
-    head = MatchingHead(
-        MatchingConfig(layers_of(config.num_hidden_layers), config.hidden_size, size, bank=min(n, 1024)), recipe.dropout
-    ).to(model.device)
+    head = MatchingHead(MatchingConfig(layers_of(config.num_hidden_layers), config.hidden_size, size), recipe.dropout).to(model.device)
     head.mean.copy_(seen.states.float().mean(0))
     head.spread.copy_(seen.states.float().std(0) + 1e-6)
     head.rarity.copy_(rarity_of(seen.captions, size))
@@ -184,11 +182,7 @@ def trained(model: Tokun, seen: Read, recipe: Recipe) -> MatchingHead:
                 step += 1
                 bar.update(1)
                 bar.set_postfix_str(f"loss {loss.item():.3f}", refresh=False)
-    head.eval()
-    with torch.inference_mode():
-        chosen = torch.randperm(n)[: head.config.bank].tolist()
-        head.bank.copy_(head.captions(head.bags([seen.captions[i] for i in chosen])))
-    return head
+    return head.eval()
 
 
 def rarity_of(captions: Sequence[Sequence[int]], size: int) -> Tensor:

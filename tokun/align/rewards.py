@@ -5,7 +5,7 @@
     mmi             of                   the mean of pmi and likelihood: pictures that their captions fit, and that the model is sure of
     likelihood      of                   log-likelihood of the caption, given the picture: high where the model is sure of what it has drawn
     pmi_both        of                   PMI without tags: the mean of caption given picture and of picture given caption
-    match           of                   how well the caption fits the picture by the checkpoint's matching head, in nats
+    match           of                   how well the caption fits the picture by the checkpoint's matching head: a cosine
     pmi_first       of                   share of the own caption among it and 15 others of the batch, by exp(PMI); 0 to 1
     clip            of                   cosine of picture and caption by an open_clip model: id or folder (see benchmarks/clip_judge.py)
     clip_first      of                   probability that this model ranks the pair's caption above 15 other captions drawn from the batch

@@ -79,15 +79,15 @@ def head_of(model: Tokun) -> MatchingHead:
 
 
 def match(model: Tokun, pairs: Sequence[Pair | Any]) -> list[float]:
-    """How well the captions of pairs fit their pictures, in nats: the log-odds of a caption against those of the head's bank. `pairs` have
-    tags, codes and caption_ids. Raises UserError without a head."""
+    """How well the captions of pairs fit their pictures: the cosine of both, in [-1, 1]. `pairs` have tags, codes and caption_ids. Raises
+    UserError without a head."""
     head = head_of(model)
     return fit(model, head, pairs).diagonal().tolist() if pairs else []
 
 
 @torch.inference_mode()
 def fit(model: Tokun, head: MatchingHead, pairs: Sequence[Pair | Any]) -> Tensor:
-    """(n, n) nats: picture i with the caption of pair j, see `match`."""
+    """(n, n): picture i with the caption of pair j, see `match`."""
     states = picture_states(model.generator, model.vocabulary, head.config.layers, [p.codes for p in pairs], [p.tags for p in pairs])
     return head.fit(states.to(head.mean.device), [pair.caption_ids for pair in pairs]).cpu()
 

@@ -493,8 +493,8 @@ class Tokun:
         return [a - g for a, g in zip(alone, given)]
 
     def match(self, pairs: Sequence[Pair | Any]) -> list[float]:
-        """How well the captions of pairs fit their pictures by the matching head, in nats: the log-odds of each caption against 1,024 of
-        training, given the picture. Raises UserError for a checkpoint without a head."""
+        """How well the captions of pairs fit their pictures by the matching head: the cosine of both, in [-1, 1]. Raises UserError for a
+        checkpoint without a head."""
         return matching.match(self, pairs)
 
     # --- parts ------------------------------------------------------------------------------------------------------

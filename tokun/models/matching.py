@@ -36,8 +36,6 @@ class MatchingConfig:
     hidden_size: int = 512
     size: int = 256
     """Of the embeddings."""
-    bank: int = 1024
-    """Training captions that a caption is compared with."""
 
 
 class MatchingHead(nn.Module):
@@ -50,11 +48,9 @@ class MatchingHead(nn.Module):
         self.mean: Tensor
         self.spread: Tensor
         self.rarity: Tensor
-        self.bank: Tensor
         self.register_buffer("mean", torch.zeros(states))
         self.register_buffer("spread", torch.ones(states))
         self.register_buffer("rarity", torch.ones(c.text_size))
-        self.register_buffer("bank", torch.zeros(c.bank, c.size))
         self.deep = nn.Sequential(
             nn.Dropout(dropout / 2), nn.Linear(states, c.hidden_size), nn.GELU(), nn.Dropout(dropout), nn.Linear(c.hidden_size, c.size)
         )
@@ -86,10 +82,8 @@ class MatchingHead(nn.Module):
         return (F.cross_entropy(fit, own) + F.cross_entropy(fit.T, own)) / 2
 
     def fit(self, states: Tensor, captions: Sequence[Sequence[int]]) -> Tensor:
-        """(B, S) and C captions -> (B, C) nats: the log-odds of each caption against the bank's, given the picture."""
-        pictures, scale = self.pictures(states), self.log_scale.exp()
-        rivals = (scale * pictures @ self.bank.T).logsumexp(1, keepdim=True)
-        return scale * pictures @ self.captions(self.bags(captions)).T - rivals
+        """(B, S) and C captions -> (B, C): the cosine of each picture and each caption."""
+        return self.pictures(states) @ self.captions(self.bags(captions)).T
 
     def save(self, folder: Path) -> None:
         """Write config.json and model.safetensors (float16) into `folder`."""
