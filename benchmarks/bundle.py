@@ -90,7 +90,7 @@ It knows the questions that data_tools.questions asks, and no others.
 - English only. Technique is known for whole books; of plates it is not known and says `engraving`."""
 CHOICES = (
     "- Figures and sheets here are of single draws. `sample.py`, `model(seed)` and the demo draw {best_of} candidates for each pair and\n"
-    "  keep the one whose picture and words fit each other best, by PMI in both directions.\n"
+    "  keep the one whose picture and words fit each other best, by {score}.\n"
 )
 REPEATS = (
     ", and with no_repeats: no word and no short phrase twice in a row, no word\n"
@@ -233,7 +233,9 @@ def texts(
             hours=round(hours),
             guidance=d.text_guidance_scale,
             repeats=REPEATS if d.no_repeats else "",
-            choices=CHOICES.format(best_of=d.best_of) if d.best_of > 1 else "",
+            choices=CHOICES.format(best_of=d.best_of, score="its matching head" if model.matching else "PMI in both directions")
+            if d.best_of > 1
+            else "",
         ),
         "recipe": "\n- ".join(recipe),
         "table": without_folders(args.table.read_text(encoding="utf-8")) if args.table else "",

@@ -152,7 +152,7 @@ def test_the_bundle_that_is_there_holds_no_path_of_a_machine_and_no_record_of_a_
     rest = {name for name in named if not name.startswith("sheets/")}
     assert rest == {
         "README.md", "sampling.json", "vocabulary.json", "text_tokenizer.model", "image_tokenizer/config.json",
-        "image_tokenizer/model.safetensors",
+        "image_tokenizer/model.safetensors", "matching/config.json", "matching/model.safetensors",
         *(f"generator/{name}" for name in ("config.json", "generation_config.json", "model.safetensors", "special_tokens_map.json",
                                            "tokenizer.json", "tokenizer_config.json")),
     }  # fmt: skip
