@@ -9,6 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 import tokun
+from tests.small_runs import needs
+from tests.test_adapters import made
 from tokun.align import matching as training
 from tokun.align import rewards
 from tokun.align.matching import Recipe, add_head
@@ -16,6 +18,7 @@ from tokun.cli import sample
 from tokun.config import RewardConfig
 from tokun.evaluate import coherence
 from tokun.inference import candidates, hub
+from tokun.inference.description import describe
 from tokun.inference.matching import layers_of, picture_states
 from tokun.models.matching import MatchingConfig, MatchingHead
 from tokun.tokenizers.vocabulary import Tags
@@ -184,6 +187,24 @@ def test_the_evaluation_tells_how_often_it_is_right(model, tiny_model):
     (figure,) = coherence.by_head(model, pairs, "generated", 0)
     assert figure.name == "the matching head ranks the own caption first of 16, generated" and 0 <= figure.value <= 1
     assert coherence.by_head(tiny_model, pairs, "generated", 0) == []
+
+
+@needs("peft", reason="adapters are trained with the extra 'train'")
+def test_an_adapter_in_use_is_not_judged_by_the_head_of_its_base(matched, tmp_path):
+    model = tokun.load(matched, device="cpu", adapter=made(matched, tmp_path / "mine"))
+    pairs = model.sample(4, 2)
+    assert candidates.default_score(model) == "pmi_both" and coherence.by_head(model, pairs, "generated", 0) == []
+    with pytest.raises(UserError, match="not of the adapter mine: choose another score"):
+        model.match(pairs)
+    model.save(tmp_path / "merged")
+    assert not (tmp_path / "merged" / "matching").exists()
+    assert candidates.default_score(model.use_adapter(None)) == "match"
+
+
+def test_what_chooses_is_told(checkpoint_folder, matched, model):
+    said = "a matching head chooses among candidates"
+    assert said in "\n".join(describe(matched).lines()) and said in repr(model) and describe(matched).record()["matching"] is True
+    assert said not in "\n".join(describe(checkpoint_folder).lines())
 
 
 # --- files ------------------------------------------------------------------------------------------------------------

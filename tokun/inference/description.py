@@ -52,6 +52,7 @@ class Description:
     pieces: int  # of text
     longest: int  # pieces of a caption, at most
     defaults: dict[str, Any]  # of sampling
+    matching: bool = False  # whether a matching head chooses among candidates
     figures: dict[str, str] = field(default_factory=dict)  # of its card: name -> value
     license: str = ""
     base: str = ""  # of an adapter
@@ -103,7 +104,8 @@ class Description:
     def sampling(self) -> str:
         """The checkpoint's defaults where they differ from the usual ones; temperatures always."""
         shown = {name: value for name, value in self.defaults.items() if value != USUAL.get(name)}
-        return ", ".join(name if value is True else f"{name} {value:g}" for name, value in shown.items()) or "the usual defaults"
+        told = [name if value is True else f"{name} {value:g}" for name, value in shown.items()]
+        return ", ".join([*told, *(["a matching head chooses among candidates"] if self.matching else [])]) or "the usual defaults"
 
     def brief(self) -> str:
         """Five lines: what `print(model)` shows."""
@@ -153,6 +155,7 @@ def describe(checkpoint: str | Path | None = None) -> Description:
             where="bundled" if folder == folders.BUNDLED else str(checkpoint),
             parameters=_parameters(folder / folders.GENERATOR),
             dtype=str(network.get("dtype") or network.get("torch_dtype") or "float32"),
+            matching=(folder / folders.MATCHING).is_dir(),
         )
 
 
@@ -227,6 +230,7 @@ def of_model(model: Tokun) -> Description:
         where="in memory",
         parameters=sum(weight.numel() for weight in weights),
         dtype=f"{str(weights[0].dtype).removeprefix('torch.')} on {weights[0].device}",
+        matching=model.matching is not None and not model.adapter,
     )
 
 
