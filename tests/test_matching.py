@@ -1,7 +1,9 @@
 """Promises of the matching head: trained beside a generator, it says how well captions fit pictures, and chooses the best."""
 
 import shutil
+import tarfile
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,22 +11,31 @@ import torch
 from safetensors.torch import load_file
 
 import tokun
+from data_tools import toy
 from tests.small_runs import needs
 from tests.test_adapters import made
 from tokun.align import matching as training
-from tokun.align import rewards
+from tokun.align import policy, rewards
 from tokun.align.matching import Recipe, add_head
 from tokun.cli import sample
-from tokun.config import RewardConfig
-from tokun.evaluate import coherence
+from tokun.config import RewardConfig, from_dict
+from tokun.evaluate import coherence, stored_samples
 from tokun.inference import candidates, hub
 from tokun.inference.description import describe
 from tokun.inference.matching import layers_of, picture_states
 from tokun.models.matching import MatchingConfig, MatchingHead
 from tokun.tokenizers.vocabulary import Tags
+from tokun.training.fine_tuning import TuningStage
 from tokun.utils.errors import UserError
 
 RECIPE = Recipe(epochs=40, batch_size=40, dropout=0.1, weight_decay=0.1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_pictures_are_enough():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "LEAST", 32)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +146,40 @@ def test_how_often_held_out_pairs_are_found_is_told(checkpoint_folder, shards, s
     assert "the own caption is the first of 16 for" in capsys.readouterr().out
 
 
+def test_shards_of_one_name_in_two_folders_are_both_read(tiny_model, tmp_path):
+    for name, seed in (("a", 5), ("b", 6)):
+        (tmp_path / name).mkdir()
+        toy.write_shards(tmp_path / name, 10, seed, 32)
+    one, two, both = (
+        training.read(tiny_model, ",".join(str(tmp_path / name / "train-*.tar") for name in names), tmp_path) for names in ("a", "b", "ab")
+    )
+    assert not torch.equal(one.states, two.states) and torch.equal(both.states, torch.cat([one.states, two.states]))
+    assert both.captions == one.captions + two.captions and one.captions != two.captions
+
+
+def test_a_shard_without_a_usable_pair_is_passed_over(tiny_model, toy_shards, tmp_path):
+    tarfile.open(tmp_path / "train-00009.tar", "w").close()
+    shutil.copy(toy_shards / "train-00000.tar", tmp_path)
+    assert len(training.read(tiny_model, str(tmp_path / "train-*.tar"), tmp_path).captions) == 10
+
+
+def test_states_that_are_no_numbers_are_refused(tiny_model, toy_shards, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "picture_states", lambda *a: torch.full((10, 8), torch.inf))
+    with pytest.raises(UserError, match=r"train-00000\.tar: the generator's hidden states are not finite"):
+        training.read(tiny_model, str(toy_shards / "train-00000.tar"), tmp_path)
+
+
+def test_weights_that_were_trained_further_have_no_head(model):
+    """GRPO's result, and that of preferences and words."""
+    config = from_dict({"start": "x"})
+    trained = policy.Policy(config, model)
+    trained.engine = SimpleNamespace(whole_model=lambda: trained.model)
+    assert model.matching is not None and trained.whole().matching is None
+    engine = SimpleNamespace(whole_model=lambda: model.generator)
+    stage = SimpleNamespace(base=model, tasks=(), tuned=None, engine=engine, vocabulary=model.vocabulary, config=config)
+    assert TuningStage.whole(stage).matching is None
+
+
 # --- choosing ---------------------------------------------------------------------------------------------------------
 
 
@@ -150,11 +195,29 @@ def test_the_head_chooses_by_default_whatever_the_number_of_choices(model):
     assert model.best_of(3, 3, 4, "pmi_both") == model.best_of(3, 3, 4, candidates.own_score(model, "pmi_both"))
 
 
+def test_captions_of_other_registers_are_not_judged_by_it(model):
+    assert candidates.default_score(model, "plain") == "match" and candidates.default_score(model, "era") == "pmi_both"
+    assert model.best_of(3, 2, 4, register="era") == model.best_of(3, 2, 4, "pmi_both", register="era")
+
+
+def test_a_choice_is_recorded_with_its_head(model, tiny_model, tmp_path):
+    own = {"matching": model.matching.fingerprint()}
+    assert candidates.chosen_by(model, "") == candidates.chosen_by(model, "match") == own
+    assert candidates.chosen_by(model, "pmi") == candidates.chosen_by(model, "", "era") == candidates.chosen_by(tiny_model, "") == {}
+    stored_samples.draw(model, tmp_path, 1, 1, best_of=2, reward="match")
+    with torch.no_grad():
+        model.matching.text.weight.mul_(2)
+    with pytest.raises(UserError, match="matching"):
+        stored_samples.draw(model, tmp_path, 2, 1, best_of=2, reward="match")
+
+
 def test_without_a_head_pmi_in_both_directions_chooses(tiny_model):
     assert candidates.default_score(tiny_model) == "pmi_both"
     assert tiny_model.best_of(3, 2, 4) == tiny_model.best_of(3, 2, 4, "pmi_both")
     with pytest.raises(UserError, match="tokun match"):
         tiny_model.best_of(3, 2, 4, "match")
+    with pytest.raises(UserError, match="tokun match"):
+        stored_samples.chosen(tiny_model, 4, "match")
     with pytest.raises(UserError, match="score is 'mtach'"):
         tiny_model.best_of(3, 2, 4, "mtach")
 
@@ -239,5 +302,8 @@ def test_mistakes_are_told(checkpoint_folder, matched, shards, toy_shards, tmp_p
         add_head(checkpoint_folder, few, tmp_path / "new", RECIPE, device="cpu")
     with pytest.raises(UserError, match=r"of 10 pictures has .* different captions; 16 are needed"):
         add_head(checkpoint_folder, shards, tmp_path / "other", RECIPE, val=few, device="cpu")
-    with pytest.raises(UserError, match=r"--epochs is 0"):
-        training.main(["--train", shards, "--out", str(tmp_path / "new"), "--epochs", "0"])
+    for option, value in (("epochs", "0"), ("dropout", "1"), ("weight-decay", "-1"), ("lr", "inf")):
+        with pytest.raises(UserError, match=f"--{option} is {value}"):
+            training.main(["--train", shards, "--out", str(tmp_path / "new"), f"--{option}={value}"])
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        add_head(checkpoint_folder, shards, tmp_path / "new", RECIPE, val=str(tmp_path / "nowhere-*.tar"), device="cpu")

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
+import math
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -40,14 +42,15 @@ from tokun.utils.errors import UserError
 from tokun.utils.files import whole_file
 from tokun.utils.lock import alone_in
 
-LEAST = 2 * CANDIDATES  # pairs that a head can be trained on
+LEAST = 200  # pairs that a head can be trained on
+STEPS = 100  # at least
 READ = "read.json"  # the record of what was read
 
 
 @dataclass(frozen=True)
 class Recipe:
-    epochs: int = 8
-    batch_size: int = 512  # pairs that are told apart
+    epochs: int = 8  # at least: of few pictures as many as make a hundred steps
+    batch_size: int = 512  # pairs that are told apart, at most: of few pictures a 32nd
     lr: float = 1e-3
     weight_decay: float = 1.0
     dropout: float = 0.6
@@ -56,7 +59,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Read:
-    """What the generator has read: states float16 (n, S), and the pictures' captions."""
+    """What the generator has read: states float32 (n, S), and the pictures' captions."""
 
     states: Tensor
     captions: list[list[int]]
@@ -80,8 +83,12 @@ def main(argv: list[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
     recipe = Recipe(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Recipe)})
     for name in ("epochs", "batch_size", "lr"):
-        if not getattr(recipe, name) > 0:
+        if not 0 < getattr(recipe, name) < math.inf:
             raise UserError(f"--{name.replace('_', '-')} is {getattr(recipe, name)}; it must be above 0")
+    if not 0 <= recipe.dropout < 1:
+        raise UserError(f"--dropout is {recipe.dropout}; it must be at least 0 and less than 1")
+    if not 0 <= recipe.weight_decay < math.inf:
+        raise UserError(f"--weight-decay is {recipe.weight_decay}; it must be 0 or more")
     add_head(args.checkpoint, args.train, args.out, recipe, val=args.val, caption_key=args.caption_key, device=args.device)
 
 
@@ -103,8 +110,10 @@ def add_head(
     with alone_in(state, option="--out"):
         if out.exists():
             raise UserError(f"{out} already exists; name a new folder, or remove it")
+        for shards in filter(None, (train, val)):
+            data.expand_shards(shards)  # a pattern without shards is told at once
         model = load(folder, device=device, compile=False)
-        asked = {**fingerprint(model), "caption_key": caption_key}
+        asked = {**fingerprint(model), "layers": list(layers_of(depth_of(model))), "caption_key": caption_key}
         if (there := checkpoint.read_record(state / READ)) is not None:
             checkpoint.require_same(state, there, asked, option="--out")
         checkpoint.write_record(state / READ, asked)
@@ -136,7 +145,7 @@ def read(model: Tokun, shards: str, folder: Path, caption_key: str = "caption") 
     states, captions = [], []
     paths = data.expand_shards(shards)
     for path in tqdm(paths, desc="reading pictures", unit="shard", dynamic_ncols=True):
-        kept = folder / f"{checkpoint.files_fingerprint([path])[:16]}.safetensors"
+        kept = folder / f"{name_of(path)}.safetensors"
         if not kept.is_file():
             with whole_file(kept) as aside:
                 save_file(_read_shard(model, path, caption_key), aside)
@@ -147,13 +156,30 @@ def read(model: Tokun, shards: str, folder: Path, caption_key: str = "caption") 
 
 
 def _read_shard(model: Tokun, path: Path, caption_key: str) -> dict[str, Tensor]:
-    pairs = read_pairs(model, str(path), caption_key=caption_key)
-    layers = layers_of(model.generator.config.get_text_config().num_hidden_layers)
+    """States float32 (n, S), all captions' pieces and their numbers, of the shard's usable pairs."""
+    layers = layers_of(depth_of(model))
+    try:
+        pairs = read_pairs(model, str(path), caption_key=caption_key)
+    except UserError:  # no pair of it can be used
+        width = 2 * len(layers) * model.generator.config.get_text_config().hidden_size
+        return {"states": torch.zeros(0, width), "captions": torch.zeros(0, dtype=torch.long), "lengths": torch.zeros(0, dtype=torch.long)}
     half = model.device.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
     with torch.autocast(model.device.type, torch.bfloat16, enabled=half):
         states = picture_states(model.generator, model.vocabulary, layers, [pair.codes for pair in pairs], [pair.tags for pair in pairs])
     ids = [torch.tensor(pair.caption_ids) for pair in pairs]
-    return {"states": states.half(), "captions": torch.cat(ids), "lengths": torch.tensor(list(map(len, ids)))}
+    if not states.isfinite().all():
+        raise UserError(f"{path}: the generator's hidden states are not finite numbers; its weights may be damaged, or need another dtype")
+    return {"states": states, "captions": torch.cat(ids), "lengths": torch.tensor(list(map(len, ids)))}
+
+
+def name_of(path: Path) -> str:
+    """A name that differs for other shards and for a shard that was changed."""
+    found = path.resolve().stat()
+    return hashlib.sha256(f"{path.resolve()} {found.st_size} {found.st_mtime_ns}".encode()).hexdigest()[:32]
+
+
+def depth_of(model: Tokun) -> int:
+    return model.generator.config.get_text_config().num_hidden_layers
 
 
 def trained(model: Tokun, seen: Read, recipe: Recipe) -> MatchingHead:
@@ -161,20 +187,22 @@ def trained(model: Tokun, seen: Read, recipe: Recipe) -> MatchingHead:
     torch.manual_seed(recipe.seed)
     config = model.generator.config.get_text_config()
     n, size = len(seen.captions), model.vocabulary.text_size
-    head = MatchingHead(MatchingConfig(layers_of(config.num_hidden_layers), config.hidden_size, size), recipe.dropout).to(model.device)
-    head.mean.copy_(seen.states.float().mean(0))
-    head.spread.copy_(seen.states.float().std(0) + 1e-6)
+    head = MatchingHead(MatchingConfig(layers_of(depth_of(model)), config.hidden_size, size), recipe.dropout).to(model.device)
+    head.mean.copy_(seen.states.mean(0))
+    head.spread.copy_(seen.states.std(0) + 1e-6)
     head.rarity.copy_(rarity_of(seen.captions, size))
-    batch = min(recipe.batch_size, n)
+    batch = min(recipe.batch_size, max(32, n // 32), n)
     per_epoch = n // batch
-    steps, step = recipe.epochs * per_epoch, 0
+    epochs = max(recipe.epochs, math.ceil(STEPS / per_epoch))
+    steps, step = epochs * per_epoch, 0
+    warmup = min(30, steps // 10)
     optimizer = torch.optim.AdamW(head.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
     head.train()
     with tqdm(total=steps, desc="matching head", unit="step", dynamic_ncols=True) as bar:
-        for _ in range(recipe.epochs):
+        for _ in range(epochs):
             for some in torch.randperm(n)[: per_epoch * batch].split(batch):
                 for group in optimizer.param_groups:
-                    group["lr"] = recipe.lr * min(1.0, (step + 1) / 30) * (1 - step / steps)
+                    group["lr"] = recipe.lr * min(1.0, (step + 1) / warmup) * (1 - step / steps)
                 loss = head.loss(seen.states[some].to(model.device), head.bags([seen.captions[i] for i in some.tolist()]))
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()

@@ -76,6 +76,7 @@ class Policy:
             return None
         made = copy.copy(self.before)
         made.generator, made.defaults = generator, self.config.sampling
+        made.matching = None  # it is of the weights before
         if generator.dtype != torch.float32:  # of an engine that trains on: its own weights stay as they are
             made.generator = copy.deepcopy(self.before.generator).float()
             made.generator.load_state_dict(generator.state_dict())

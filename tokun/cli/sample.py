@@ -20,7 +20,6 @@ from tokun.cli.sample_options import CHOOSES, MANY, OPTIONS, mode_of, parse, sha
 from tokun.data import image_files
 from tokun.inference import bulk, candidates, conditional_generation, picture_files, preferences, sheet
 from tokun.inference.clip import Clip
-from tokun.inference.matching import head_of
 from tokun.inference.picture_files import LISTED
 from tokun.inference.tags import grid_of
 from tokun.render import video
@@ -128,6 +127,8 @@ def write_samples(model: Tokun, args: argparse.Namespace, enlarge: Enlarge) -> N
     options, score = options_of(args), score_of(model, args) if args.best_of > 1 else None
     plan = model.plan(**options)  # for all batches: with a prompt its tags are inferred once
     chosen = {"best_of": args.best_of, "reward": args.reward, "clip": args.clip, **({"limit": args.max_bytes} if args.reward else {})}
+    if args.best_of > 1 and not args.clip:
+        chosen |= candidates.chosen_by(model, args.reward, args.register)
     if args.best_of > 1:
         chosen["named_by"] = "choice"  # earlier versions named by sample: their unfinished runs are not gone on with
     together = max(1, args.batch_size // args.best_of)  # pairs of a batch, with their candidates
@@ -240,8 +241,6 @@ def score_of(model: Tokun, args: argparse.Namespace) -> Callable[[list[Pair]], l
     """The score for --best-of, as `candidates.best_of` takes it."""
     if args.clip:
         return Clip(args.clip, device=str(model.device)).fit
-    if args.reward == "match":
-        head_of(model)  # an error before anything is drawn
     if not args.reward or args.reward in candidates.OWN_SCORES:
         return args.reward or None
     from tokun.align import rewards

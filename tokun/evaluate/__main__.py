@@ -76,7 +76,7 @@ class Case:
         import tokun
         from tokun.evaluate.features import open_features
         from tokun.evaluate.held_out_pairs import read_pairs
-        from tokun.inference.candidates import default_score
+        from tokun.inference.candidates import default_score, require_score
 
         for package in ("torchmetrics", "matplotlib", "imagehash"):
             need(package, extra="eval")
@@ -86,6 +86,7 @@ class Case:
         checkpoint.require_writable(args.out)
         model = tokun.load(args.checkpoint, device=args.device)
         args.reward = args.reward or default_score(model)
+        require_score(model, args.reward)
         case = cls(args, model, [], None)
         if args.others and not Path(args.others).is_dir():
             raise FileNotFoundError(f"--others {args.others} is not a folder; name one with pictures that are not engravings")
@@ -114,7 +115,7 @@ class Case:
     def chosen(self) -> dict[str, Any]:
         from tokun.evaluate.stored_samples import chosen
 
-        return chosen(self.args.best_of, self.args.reward)
+        return chosen(self.model, self.args.best_of, self.args.reward)
 
     @cached_property
     def samples(self) -> list[Pair]:

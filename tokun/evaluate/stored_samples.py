@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from tokun.data.image_files import open_own_png
 from tokun.inference import bulk
-from tokun.inference.candidates import own_score
+from tokun.inference.candidates import chosen_by, own_score
 from tokun.inference.model import Pair, Tokun
 from tokun.tokenizers.vocabulary import Tags
 from tokun.utils import checkpoint
@@ -32,7 +32,7 @@ def draw(model: Tokun, folder: Path, n: int, seed: int, *, batch_size: int = 16,
     Raises UserError if the folder holds others.
     """
     checkpoint.require_writable(folder)
-    asked = json.loads(json.dumps({"seed": seed, **bulk.identity(model), **chosen(best_of, reward)}))
+    asked = json.loads(json.dumps({"seed": seed, **bulk.identity(model), **chosen(model, best_of, reward)}))
     there = checkpoint.read_record(folder / RECORD)
     if there is not None:
         checkpoint.require_same(folder, there, asked)
@@ -54,9 +54,11 @@ def draw(model: Tokun, folder: Path, n: int, seed: int, *, batch_size: int = 16,
     return [_pair(records[k], folder, k) for k in range(n)]
 
 
-def chosen(best_of: int, reward: str) -> dict[str, Any]:
-    """What a record says of a choice: nothing where nothing is chosen."""
-    return {"best_of": best_of, **({"reward": reward} if reward != "pmi" else {})} if best_of > 1 else {}
+def chosen(model: Tokun, best_of: int, reward: str) -> dict[str, Any]:
+    """What a record says of a choice: nothing where nothing is chosen. Raises UserError for a reward that the checkpoint cannot give."""
+    if best_of == 1:
+        return {}
+    return {"best_of": best_of, **({"reward": reward} if reward != "pmi" else {}), **chosen_by(model, reward)}
 
 
 def _keep(pair: Pair, folder: Path, k: int) -> None:

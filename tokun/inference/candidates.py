@@ -14,6 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tokun.config import MAX_CANDIDATES
+from tokun.inference.matching import head_of
 from tokun.inference.sampling_arguments import with_sampling_options
 from tokun.inference.token_choice import is_whole
 from tokun.utils.errors import UserError
@@ -69,9 +70,24 @@ def own_score(model: Tokun, name: str) -> Score:
     return partial(OWN_SCORES[name], model)
 
 
-def default_score(model: Tokun) -> str:
-    """The name of the score that chooses where none is named."""
-    return "match" if model.matching is not None and not model.adapter else "pmi_both"
+def default_score(model: Tokun, register: str = "") -> str:
+    """The name of the score that chooses where none is named, among captions of this register. The matching head knows plain ones only."""
+    plain = register in ("", model.vocabulary.default_register)
+    return "match" if plain and model.matching is not None and not model.adapter else "pmi_both"
+
+
+def require_score(model: Tokun, score: Score | str | None) -> None:
+    """Raise UserError for a name that is no score, or one that the checkpoint cannot give."""
+    if isinstance(score, str):
+        own_score(model, score)
+    if score == "match":
+        head_of(model)
+
+
+def chosen_by(model: Tokun, score: str, register: str = "") -> dict[str, str]:
+    """What a record says of a choice by the matching head, so that one with another head is not continued; `score`: "" for the default."""
+    named = score or default_score(model, register)
+    return {"matching": head_of(model).fingerprint()} if named == "match" else {}
 
 
 @with_sampling_options
@@ -94,6 +110,7 @@ def best_of(
     Choice i, counted from `first`, is among the samples i * candidates … of the seed, so it does not depend on n.
     """
     require_candidates(candidates)
+    require_score(model, score)
     pairs = model.draw(seed, range(first * candidates, (first + n) * candidates), plan or model.plan(**options), watch=watch)
     if candidates == 1:
         return pairs
@@ -108,7 +125,8 @@ def scores_of(
     likelihood depend on its batch, and a choice must not depend on how many are made. `watch` sees the first pair before each."""
     if callable(score):
         return score(pairs)
-    own = own_score(model, score or default_score(model))
+    register = pairs[0].tags.register if pairs else ""  # that of the plan, of all
+    own = own_score(model, score or default_score(model, register))
     found: list[float] = []
     for i in range(0, len(pairs), candidates):
         if watch is not None:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from tokun import data
 from tokun.inference import latents
-from tokun.inference.candidates import require_candidates, scores_of
+from tokun.inference.candidates import require_candidates, require_score, scores_of
 from tokun.inference.sampling_arguments import with_sampling_options
 from tokun.tokenizers import sequences
 from tokun.tokenizers.sequences import Packed
@@ -61,6 +61,7 @@ def best_and_worst(
     require_candidates(candidates, least=2)
     if n < 1:
         raise UserError(f"n is {n}; it must be at least 1")
+    require_score(model, score)
     plan = model.plan(**options)
     batch_size = plan.options.batch_size
     together = max(1, batch_size // candidates)  # samples

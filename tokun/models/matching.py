@@ -9,6 +9,7 @@ Knows tensors and piece ids; `inference.matching` reads pictures for it, `align.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -86,11 +87,22 @@ class MatchingHead(nn.Module):
         return self.pictures(states) @ self.captions(self.bags(captions)).T
 
     def save(self, folder: Path) -> None:
-        """Write config.json and model.safetensors (float16) into `folder`."""
+        """Write config.json and model.safetensors (weights in float16) into `folder`."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / CONFIG).write_text(json.dumps(asdict(self.config), indent=2) + "\n", encoding="utf-8")
-        state = {name: tensor.detach().half().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        wide = {name for name, _ in self.named_buffers()}  # float16 could not hold the states of every generator
+        state = {
+            name: (tensor.detach() if name in wide else tensor.detach().half()).cpu().contiguous()
+            for name, tensor in self.state_dict().items()
+        }
         safetensors.torch.save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+
+    def fingerprint(self) -> str:
+        """A digest of the weights as they are saved."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(name.encode() + tensor.detach().half().cpu().numpy().tobytes())
+        return digest.hexdigest()
 
     @classmethod
     def load(cls, folder: Path) -> MatchingHead:

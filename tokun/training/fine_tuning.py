@@ -153,8 +153,9 @@ class TuningStage(EngineStage):
         if generator is None:
             return None
         return dataclasses.replace(
-            self.base, vocabulary=self.vocabulary, generator=generator.float().eval(), tasks=tasks, defaults=self.config.sampling
-        )
+            self.base, vocabulary=self.vocabulary, generator=generator.float().eval(), tasks=tasks, defaults=self.config.sampling,
+            matching=None,  # it is of the weights before
+        )  # fmt: skip
 
     def finish(self, target: Path, about: str) -> None:
         """Write the model with its averaged weights to `target`."""
