@@ -73,7 +73,7 @@ on_two_nodes(
 )
 cluster.shutdown()
 """
-MANY = ["--seed", "5", "--n", "70", "--shard-size", "20", "--batch-size", "4", "--device", "cpu"]
+MANY = ["--seed", "5", "--n", "70", "--shard-size", "20", "--batch-size", "2", "--device", "cpu"]
 
 
 def captioner(delay: float = 0.0) -> Server:

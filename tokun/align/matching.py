@@ -44,6 +44,7 @@ from tokun.utils.lock import alone_in
 
 LEAST = 200  # pairs that a head can be trained on
 STEPS = 100  # at least
+LIMITS = {"epochs": (1, math.inf), "batch_size": (2, math.inf), "lr": (1e-9, 1.0), "weight_decay": (0, math.inf), "dropout": (0, 1)}
 READ = "read.json"  # the record of what was read
 
 
@@ -82,13 +83,9 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
     recipe = Recipe(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Recipe)})
-    for name in ("epochs", "batch_size", "lr"):
-        if not 0 < getattr(recipe, name) < math.inf:
-            raise UserError(f"--{name.replace('_', '-')} is {getattr(recipe, name)}; it must be above 0")
-    if not 0 <= recipe.dropout < 1:
-        raise UserError(f"--dropout is {recipe.dropout}; it must be at least 0 and less than 1")
-    if not 0 <= recipe.weight_decay < math.inf:
-        raise UserError(f"--weight-decay is {recipe.weight_decay}; it must be 0 or more")
+    for name, (least, below) in LIMITS.items():
+        if not least <= (value := getattr(recipe, name)) < below:
+            raise UserError(f"--{name.replace('_', '-')} is {value}; it must be at least {least:g} and less than {below:g}")
     add_head(args.checkpoint, args.train, args.out, recipe, val=args.val, caption_key=args.caption_key, device=args.device)
 
 
