@@ -27,6 +27,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tokun import data
+from tokun.data.shards import stamp_of
 from tokun.evaluate import figures
 from tokun.evaluate.held_out_pairs import read_pairs
 from tokun.evaluate.recognition import CANDIDATES, firsts
@@ -35,7 +36,9 @@ from tokun.inference.folders import MATCHING, resolve
 from tokun.inference.load import load
 from tokun.inference.matching import layers_of, picture_states
 from tokun.inference.model import Tokun
+from tokun.models.kernels import has_bfloat16
 from tokun.models.matching import MatchingConfig, MatchingHead
+from tokun.training import optim
 from tokun.utils import checkpoint, console
 from tokun.utils.console import home_path
 from tokun.utils.errors import UserError
@@ -142,7 +145,7 @@ def read(model: Tokun, shards: str, folder: Path, caption_key: str = "caption") 
     states, captions = [], []
     paths = data.expand_shards(shards)
     for path in tqdm(paths, desc="reading pictures", unit="shard", dynamic_ncols=True):
-        kept = folder / f"{name_of(path)}.safetensors"
+        kept = folder / f"{hashlib.sha256(stamp_of([path])).hexdigest()[:32]}.safetensors"
         if not kept.is_file():
             with whole_file(kept) as aside:
                 save_file(_read_shard(model, path, caption_key), aside)
@@ -160,19 +163,12 @@ def _read_shard(model: Tokun, path: Path, caption_key: str) -> dict[str, Tensor]
     except UserError:  # no pair of it can be used
         width = 2 * len(layers) * model.generator.config.get_text_config().hidden_size
         return {"states": torch.zeros(0, width), "captions": torch.zeros(0, dtype=torch.long), "lengths": torch.zeros(0, dtype=torch.long)}
-    half = model.device.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    with torch.autocast(model.device.type, torch.bfloat16, enabled=half):
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=has_bfloat16(model.device)):  # a candidate's are read in full precision
         states = picture_states(model.generator, model.vocabulary, layers, [pair.codes for pair in pairs], [pair.tags for pair in pairs])
     ids = [torch.tensor(pair.caption_ids) for pair in pairs]
     if not states.isfinite().all():
         raise UserError(f"{path}: the generator's hidden states are not finite numbers; its weights may be damaged, or need another dtype")
     return {"states": states, "captions": torch.cat(ids), "lengths": torch.tensor(list(map(len, ids)))}
-
-
-def name_of(path: Path) -> str:
-    """A name that differs for other shards and for a shard that was changed."""
-    found = path.resolve().stat()
-    return hashlib.sha256(f"{path.resolve()} {found.st_size} {found.st_mtime_ns}".encode()).hexdigest()[:32]
 
 
 def depth_of(model: Tokun) -> int:
@@ -198,8 +194,7 @@ def trained(model: Tokun, seen: Read, recipe: Recipe) -> MatchingHead:
     with tqdm(total=steps, desc="matching head", unit="step", dynamic_ncols=True) as bar:
         for _ in range(epochs):
             for some in torch.randperm(n)[: per_epoch * batch].split(batch):
-                for group in optimizer.param_groups:
-                    group["lr"] = recipe.lr * min(1.0, (step + 1) / warmup) * (1 - step / steps)
+                optim.set_lr(optimizer, recipe.lr * min(1.0, (step + 1) / warmup) * (1 - step / steps))
                 loss = head.loss(seen.states[some].to(model.device), head.bags([seen.captions[i] for i in some.tolist()]))
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()

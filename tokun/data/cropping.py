@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -30,6 +30,13 @@ WHITE = 235  # grey level from which paper is filled with white
 
 
 # --- grids ----------------------------------------------------------------------------------------------------------
+
+
+def alike(grids: Sequence[Grid | None], most: int) -> Iterator[tuple[Any, list[int]]]:
+    """(grid, indices of at most `most` pictures that have it), for each grid in the order in which they come."""
+    for grid in dict.fromkeys(grids):
+        own = [i for i, other in enumerate(grids) if other == grid]
+        yield from ((grid, own[at : at + most]) for at in range(0, len(own), most))
 
 
 def grid_text(grid: Grid) -> str:

@@ -78,7 +78,7 @@ class ShardIndex:
 
     def stamp(self) -> bytes:
         """Identifies the index: differs for other shards, changed shards or other suffixes."""
-        return _stamp(self.paths, *self._asked)
+        return stamp_of(self.paths, *self._asked)
 
     def key(self, index: int) -> str:
         index = range(len(self))[index]
@@ -155,7 +155,7 @@ def _open_table(paths: Sequence[Path], need: Sequence[str], one_of: Sequence[str
             raise FileNotFoundError(f"shard {path} does not exist")
     if cache_file is None:
         return _scan_all(paths, need, one_of)
-    stamp = _stamp(paths, need, one_of)
+    stamp = stamp_of(paths, need, one_of)
     arrays = load_arrays(cache_file, stamp, len(fields(_Table)) - 1)
     if arrays is not None:
         shard, offset, size, key_end, keys, told = arrays
@@ -168,7 +168,7 @@ def _open_table(paths: Sequence[Path], need: Sequence[str], one_of: Sequence[str
     return table
 
 
-def _stamp(paths: Sequence[Path], need: Sequence[str], one_of: Sequence[str]) -> bytes:
+def stamp_of(paths: Sequence[Path], need: Sequence[str] = (), one_of: Sequence[str] = ()) -> bytes:
     """The inputs of an index: the shards, their sizes and times, and the required suffixes."""
     states = [path.stat() for path in paths]
     shards = [(os.path.abspath(path), state.st_size, state.st_mtime_ns) for path, state in zip(paths, states, strict=True)]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tokun.data import cropping
 from tokun.data.caption_words import words
 from tokun.data.cropping import Grid
 from tokun.evaluate import figures
@@ -181,10 +182,7 @@ def answers_to(model: Tokun, question: str, pairs: Sequence[RealPair], rows: int
 
 def batches(model: Tokun, pairs: Sequence[RealPair], rows: int) -> Iterator[tuple[Grid, list[int]]]:
     """(grid, indices of at most `rows` pairs that have it): their prompts have one length."""
-    grids = grids_of(model, pairs)
-    for grid in dict.fromkeys(grids):
-        own = [i for i, other in enumerate(grids) if other == grid]
-        yield from ((grid, own[at : at + rows]) for at in range(0, len(own), rows))
+    return cropping.alike(grids_of(model, pairs), rows)
 
 
 # --- agreement with human captions ------------------------------------------------------------------------------------

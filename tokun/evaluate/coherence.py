@@ -116,7 +116,7 @@ def without_tags(model: Tokun, pairs: Sequence[RealPair | Pair], what: str, seed
 def by_head(model: Tokun, pairs: Sequence[RealPair | Pair], what: str, seed: int) -> list[Figure]:
     """The share of own captions put first by the checkpoint's matching head, which is told no tags; nothing without one."""
     _, others = rivals([tuple(pair.caption_ids) for pair in pairs], seed)
-    if model.matching is None or model.adapter or not others.size:
+    if model.matching is None or not others.size:
         return []
     scores = matching.fit(model, model.matching, pairs).numpy()
     return [first_of("the matching head", what, scores.diagonal(), np.take_along_axis(scores, others, 1))]

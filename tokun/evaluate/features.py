@@ -27,6 +27,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tokun import data
+from tokun.models.kernels import has_bfloat16
 from tokun.models.losses import SQUEEZENET_URL, SqueezeNetDistance, load_squeezenet
 from tokun.utils.errors import UserError
 from tokun.utils.optional_packages import need
@@ -147,7 +148,7 @@ def last_layer(which: str, device: torch.device, side: int = SMALLEST, option: s
             raise UserError(f"{option} {which} is {found.name}; the recognition judge takes a file of SqueezeNet 1.1, or {LITE0}")
         net, name = found.distance.to(memory_format=torch.channels_last), found.name
         layer = lambda images: net.taps(images)[-1]  # noqa: E731
-    half = device.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    half = has_bfloat16(device)
 
     def vectors(images: Tensor) -> Tensor:
         images = _resized(images, side).expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)

@@ -73,7 +73,7 @@ def own_score(model: Tokun, name: str) -> Score:
 def default_score(model: Tokun, register: str = "") -> str:
     """The name of the score that chooses where none is named, among captions of this register. The matching head knows plain ones only."""
     plain = register in ("", model.vocabulary.default_register)
-    return "match" if plain and model.matching is not None and not model.adapter else "pmi_both"
+    return "match" if plain and model.matching is not None else "pmi_both"
 
 
 def require_score(model: Tokun, score: Score | str | None) -> None:

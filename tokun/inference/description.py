@@ -230,7 +230,7 @@ def of_model(model: Tokun) -> Description:
         where="in memory",
         parameters=sum(weight.numel() for weight in weights),
         dtype=f"{str(weights[0].dtype).removeprefix('torch.')} on {weights[0].device}",
-        matching=model.matching is not None and not model.adapter,
+        matching=model.matching is not None,
     )
 
 

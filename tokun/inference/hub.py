@@ -87,8 +87,7 @@ def push_to_hub(
     """
 
     def write(folder: Path, repo_id: str) -> None:
-        head = None if model.adapter else model.matching
-        save_pretrained(replace(model, card=adapters.card_of(model).replace(OWN_ID, repo_id), matching=head), folder)
+        save_pretrained(replace(model, card=adapters.card_of(model).replace(OWN_ID, repo_id)), folder)
 
     return _upload(write, name, private=private, token=token, revision=revision, create_pr=create_pr, commit_message=message)
 

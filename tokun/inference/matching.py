@@ -6,14 +6,14 @@ layers from the first third to the last.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from tokun.data import cropping
 from tokun.models.matching import MatchingHead
 from tokun.tokenizers import sequences
 from tokun.tokenizers.vocabulary import Tags, Vocabulary
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from tokun.inference.model import Pair, Tokun
 
 DEPTHS = (0.375, 0.625, 0.75, 1.0)  # of the layers that are read
-Grid = tuple[int, int] | None  # None: the only one
 
 
 def layers_of(depth: int) -> tuple[int, ...]:
@@ -37,7 +36,7 @@ def picture_states(
 ) -> Tensor:
     """Codes of B pictures and their tags, of which only the grid is read -> float32 (B, 2 * layers * width), on the CPU."""
     found: dict[int, Tensor] = {}
-    for grid, some in _alike([own.grid for own in tags], batch_size):
+    for grid, some in cropping.alike([own.grid for own in tags], batch_size):
         bare = Tags(register=v.default_register, grid=grid)
         rows = [[*sequences.prefix(v, bare), *sequences.picture(v, bare, codes[i])] for i in some]
         ids = torch.tensor(rows, device=generator.device)
@@ -66,10 +65,8 @@ def head_in(folder: Path, generator: Any, v: Vocabulary) -> MatchingHead | None:
 
 def head_of(model: Tokun) -> MatchingHead:
     """The head that fits the weights in use. Raises UserError if there is none."""
-    if model.adapter:
-        raise UserError(
-            f"the matching head is that of the base, not of the adapter {model.adapter}: choose another score, such as pmi_both"
-        )
+    if model.matching is None and model.adapter:
+        raise UserError(f"a matching head is that of its base, not of the adapter {model.adapter}: choose another score, such as pmi_both")
     if model.matching is None:
         raise UserError(
             "this checkpoint has no matching head: tokun match --checkpoint IT --train 'SHARDS' --out NEW trains one, or choose another "
@@ -90,12 +87,3 @@ def fit(model: Tokun, head: MatchingHead, pairs: Sequence[Pair | Any]) -> Tensor
     """(n, n): picture i with the caption of pair j, see `match`."""
     states = picture_states(model.generator, model.vocabulary, head.config.layers, [p.codes for p in pairs], [p.tags for p in pairs])
     return head.fit(states.to(head.mean.device), [pair.caption_ids for pair in pairs]).cpu()
-
-
-def _alike(grids: Sequence[Grid], most: int) -> Iterator[tuple[Grid, list[int]]]:
-    """The indices of the pictures, in batches of one grid."""
-    groups: dict[Grid, list[int]] = defaultdict(list)
-    for i, grid in enumerate(grids):
-        groups[grid].append(i)
-    for grid, group in groups.items():
-        yield from ((grid, group[at : at + most]) for at in range(0, len(group), most))

@@ -11,6 +11,11 @@ import torch
 from torch import Tensor
 
 
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether products in bfloat16 are fast there: on GPUs, and on CPUs with instructions for them."""
+    return device.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 def causal_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     """Causal self-attention of query (B, H, T, D) over key and value (B, K, T, D) -> (B, T, H, D), in the dtype of `value`.
 

@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from tokun import data
 from tokun.models.feature_alignment import PLACE, WHOLE
+from tokun.models.kernels import has_bfloat16
 from tokun.models.losses import SqueezeNetDistance
 from tokun.tokenizers.image import ImageTokenizer
 from tokun.tokenizers.vocabulary import Vocabulary
@@ -120,7 +121,7 @@ class FeatureExtractor:
     def __init__(self, tokenizer: ImageTokenizer, weights: str, device: torch.device):
         self.tokenizer, self.device = tokenizer, device
         self.network = SqueezeNetDistance(weights).to(device)
-        self.half = device.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        self.half = has_bfloat16(device)
         self.basis: dict[str, Tensor] = {}
 
     @torch.inference_mode()
