@@ -306,7 +306,8 @@ def test_training_waits_where_most_pictures_have_no_caption_and_where_shards_hav
     ("pictures", "told"),
     [
         (100, "lora trains on the plain captions alone; with train.plain_share=0.7, as above"),
-        (3_000, "engraving-cpu draws 25% of its samples from all registers"),
+        (3_000, "finetune draws 25% of its samples from all registers"),
+        (60_000, "engraving-cpu draws 25% of its samples from all registers"),
     ],
 )
 def test_the_share_of_the_registers_is_that_of_the_config_which_is_offered(pictures, told):

@@ -514,8 +514,9 @@ def test_a_technique_is_kept_and_a_whole_training_is_told_to_take_the_style_all_
     monkeypatch.undo()
     counts = {"kept": 600, "distinct": 600}
     told = steps("shards", [], counts, report="report.html", val=30, techniques=600)
-    assert "600 pictures have a technique" in told and "start=bundled train.passes=20 data.style_key=style" in told
+    assert "600 pictures have a technique" in told and "start=bundled data.style_key=style" in told
     for few, techniques in ((counts, 0), ({"kept": 60, "distinct": 60}, 60)):
         assert "style_key" not in steps("shards", [], few, report="report.html", val=3, techniques=techniques)
-    assert load_config("configs/engraving-cpu.yaml", []).data.style_key == "technique", "else the hint is not needed"
+    for name in ("engraving-cpu", "finetune"):
+        assert load_config(f"configs/{name}.yaml", []).data.style_key == "technique", "else the hint is not needed"
     assert load_config("configs/lora.yaml", []).data.style_key == "style"

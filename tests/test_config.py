@@ -201,3 +201,10 @@ def test_home_is_meant_by_a_tilde_in_every_option_that_takes_a_path():
     root = Path(__file__).resolve().parents[1]
     sources = [*root.glob("tokun/**/*.py"), *root.glob("data_tools/**/*.py"), root / "sample.py", root / "train.py"]
     assert not [path for path in sources if "type=Path" in path.read_text(encoding="utf-8")]
+
+
+def test_the_recipe_for_going_on_has_the_bundled_models_sizes():
+    ours, bundled = (load_config(f"configs/{name}.yaml", []) for name in ("finetune", "engraving-cpu"))
+    for section in ("text_tokenizer", "image_tokenizer", "generator", "sampling"):
+        assert getattr(ours, section) == getattr(bundled, section), section
+    assert ours.data.grids == bundled.data.grids and ours.codes == bundled.codes and ours.start == "bundled"

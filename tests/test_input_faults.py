@@ -833,14 +833,14 @@ def test_pictures_without_captions_get_them_from_the_table_that_is_filled_in_wha
     ("pictures", "told"),
     [
         (36, "train --config lora start=bundled"),
-        (3_000, "train --config engraving-cpu start=bundled"),
+        (3_000, "train --config finetune start=bundled"),
         (60_000, "train --config engraving-cpu 'data.train"),
     ],
 )
 def test_the_printed_training_suits_the_number_of_pictures(pictures, told):
     """Of 36 pictures a model from nothing was offered as the next step."""
     assert told in next_steps.training("shards", pictures, val=True)
-    assert ("data.val= " in next_steps.training("shards", pictures, val=False)) == ("engraving-cpu" in told), (
+    assert ("data.val= " in next_steps.training("shards", pictures, val=False)) == ("lora" not in told), (
         "the config names held-out shards"
     )
 

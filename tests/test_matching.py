@@ -1,8 +1,10 @@
 """Promises of the matching head: trained beside a generator, it says how well captions fit pictures, and chooses the best."""
 
+import shlex
 import shutil
 import tarfile
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -26,6 +28,7 @@ from tokun.inference.matching import layers_of, picture_states
 from tokun.models.matching import MatchingConfig, MatchingHead
 from tokun.tokenizers.vocabulary import Tags
 from tokun.training.fine_tuning import TuningStage
+from tokun.training.generator import matching_command
 from tokun.utils.errors import UserError
 
 RECIPE = Recipe(epochs=40, batch_size=40, dropout=0.1, weight_decay=0.1)
@@ -140,6 +143,50 @@ def test_killed_and_typed_again_it_reads_no_shard_twice_and_ends_in_the_same_wei
     assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
+def test_a_head_goes_on_from_that_of_the_start(checkpoint_folder, matched, shards, tmp_path):
+    """A generator that went on from another one needs few steps to make its head fit."""
+    few = replace(RECIPE, epochs=1, lr=1e-6)
+    again = add_head(checkpoint_folder, shards, tmp_path / "again", few, start=matched, device="cpu")
+    one, two = (load_file(folder / "matching" / "model.safetensors") for folder in (matched, again))
+    assert torch.allclose(one["text.weight"].float(), two["text.weight"].float(), atol=1e-3)
+    assert torch.equal(one["rarity"], two["rarity"])
+
+
+def test_a_training_that_goes_on_from_a_head_ends_with_the_command_for_its_own(checkpoint_folder, matched):
+    given = {"out": "runs/mine", "data": {"train": "shards/train-*.tar", "val": ""}}
+    said = matching_command(Path("runs/mine/checkpoint"), from_dict({**given, "start": str(matched)}))
+    name, command, *options = shlex.split(said, comments=True)
+    args = training.make_parser().parse_args(options)
+    assert (name, command, args.checkpoint, args.start) == ("tokun", "match", "runs/mine/checkpoint", str(matched))
+    assert (args.train, args.val, str(args.out)) == ("shards/train-*.tar", "", "runs/mine-matched")
+    for others in ({"start": str(checkpoint_folder)}, {}, {"start": str(matched), "adapter": {"rank": 4}}):
+        assert matching_command(Path("runs/mine/checkpoint"), from_dict({**given, **others})) == ""
+
+
+def test_a_start_that_does_not_fit_is_refused(checkpoint_folder, matched, shards, tmp_path):
+    def begin(start):
+        add_head(checkpoint_folder, shards, tmp_path / "new", RECIPE, start=start, device="cpu")
+
+    with pytest.raises(UserError, match=r"--start .* has no matching head: leave --start out"):
+        begin(checkpoint_folder)
+    other = shutil.copytree(matched, tmp_path / "other")
+    MatchingHead(MatchingConfig((1, 2), 99, 10)).save(other / "matching")
+    with pytest.raises(UserError, match=r"its head reads MatchingConfig\(layers=\(1, 2\), width=99"):
+        begin(other)
+    pieces = shutil.copytree(matched, tmp_path / "pieces")
+    with (pieces / "text_tokenizer.model").open("ab") as file:
+        file.write(b"\n")
+    with pytest.raises(UserError, match="cuts captions into other pieces"):
+        begin(pieces)
+    assert not (tmp_path / "new").exists()
+
+
+def test_layers_of_several_widths_are_refused_at_the_first_shard(tiny_model, toy_shards, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "picture_states", lambda *a: torch.zeros(10, 7))
+    with pytest.raises(UserError, match=r"give 7 numbers, not .*layers of one width"):
+        training.read(tiny_model, str(toy_shards / "train-00000.tar"), tmp_path)
+
+
 def test_how_often_held_out_pairs_are_found_is_told(checkpoint_folder, shards, small_shards, tmp_path, capsys):
     held = str(small_shards / "val-*.tar")
     add_head(checkpoint_folder, shards, tmp_path / "new", replace(RECIPE, epochs=1), val=held, device="cpu")
@@ -164,7 +211,8 @@ def test_a_shard_without_a_usable_pair_is_passed_over(tiny_model, toy_shards, tm
 
 
 def test_states_that_are_no_numbers_are_refused(tiny_model, toy_shards, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "picture_states", lambda *a: torch.full((10, 8), torch.inf))
+    width = training.config_for(tiny_model).width * 2 * len(training.config_for(tiny_model).layers)
+    monkeypatch.setattr(training, "picture_states", lambda *a: torch.full((10, width), torch.inf))
     with pytest.raises(UserError, match=r"train-00000\.tar: the generator's hidden states are not finite"):
         training.read(tiny_model, str(toy_shards / "train-00000.tar"), tmp_path)
 
@@ -253,15 +301,15 @@ def test_the_evaluation_tells_how_often_it_is_right(model, tiny_model):
 
 
 @needs("peft", reason="adapters are trained with the extra 'train'")
-def test_an_adapter_in_use_is_not_judged_by_the_head_of_its_base(matched, tmp_path):
+def test_an_adapters_pairs_are_judged_by_the_head_of_its_base_as_the_base_reads_them(matched, tmp_path):
     model = tokun.load(matched, device="cpu", adapter=made(matched, tmp_path / "mine"))
     pairs = model.sample(4, 2)
-    assert candidates.default_score(model) == "pmi_both" and coherence.by_head(model, pairs, "generated", 0) == []
-    with pytest.raises(UserError, match="not of the adapter mine: choose another score"):
-        model.match(pairs)
-    model.save(tmp_path / "merged")
-    assert not (tmp_path / "merged" / "matching").exists()
-    assert candidates.default_score(model.use_adapter(None)) == "match"
+    assert candidates.default_score(model) == "match" and model.base is not None
+    assert not torch.equal(model.generator.model.layers[0].mlp.up_proj.weight, model.base.generator.model.layers[0].mlp.up_proj.weight)
+    by_adapter = model.match(pairs)
+    assert by_adapter == model.use_adapter(None).match(pairs)
+    model.use_adapter("mine").save(tmp_path / "merged")
+    assert not (tmp_path / "merged" / "matching").exists(), "it reads other weights than the merged ones"
 
 
 def test_what_chooses_is_told(checkpoint_folder, matched, model):

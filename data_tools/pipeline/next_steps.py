@@ -174,7 +174,7 @@ def steps(
         if techniques and captioned > FEW_PICTURES:
             have = "picture has" if techniques == 1 else "pictures have"
             parts.append(
-                f"{techniques:,} {have} a technique, which {config('engraving-cpu')} takes as the style tag. "
+                f"{techniques:,} {have} a technique, which {config('finetune' if captioned <= MANY_PICTURES else 'engraving-cpu')} takes as the style tag. "
                 "With data.style_key=style, as below, the tag is the style that prepare gave."
             )
         others = registers_written(out)
@@ -248,7 +248,7 @@ def of_registers(others: Sequence[str], pictures: int) -> str:
     """A note on captions of other registers than plain: how many of the samples draw from them, and the setting; "" if there are none."""
     if not others:
         return ""
-    name = config("lora" if pictures <= FEW_PICTURES else "engraving-cpu")
+    name = config("lora" if pictures <= FEW_PICTURES else "finetune" if pictures <= MANY_PICTURES else "engraving-cpu")
     share = load_config(name).train.plain_share
     drawn = "trains on the plain captions alone" if share == 1 else f"draws {1 - share:.0%} of its samples from all registers"
     way_out = (
@@ -477,7 +477,7 @@ def training(
         lines = [f"{shell('train')} --config {config('lora')} start=bundled {given} out=runs/mine-lora"]
         sample = f"{shell('sample')} --adapter runs/mine-lora --seed 0"
     elif pictures <= MANY_PICTURES:
-        lines = [f"{shell('train')} --config {config('engraving-cpu')} start=bundled train.passes=20 {data} out=runs/mine"]
+        lines = [f"{shell('train')} --config {config('finetune')} start=bundled {data} out=runs/mine"]
     else:
         wanted = wanted_side("engraving")
         again = [*without_option(command, "--side"), "--side", str(wanted), *overwriting(command)]

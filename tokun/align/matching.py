@@ -5,6 +5,8 @@
 The generator reads every training picture once, as it reads its own, and stays as it is. A small head then learns which caption belongs to
 which picture (contrastively, as CLIP does; Radford et al. 2021). The new checkpoint is the old one with the head beside it.
 Resumable: what a killed command has read is kept, and the same command goes on. One process.
+
+A generator that went on from another one (`start=bundled`) can take that one's head with it (--start bundled), and needs fewer pictures.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from tokun.evaluate import figures
 from tokun.evaluate.held_out_pairs import read_pairs
 from tokun.evaluate.recognition import CANDIDATES, firsts
 from tokun.inference import bulk
-from tokun.inference.folders import MATCHING, resolve
+from tokun.inference.folders import MATCHING, TEXT_TOKENIZER, resolve
 from tokun.inference.load import load
 from tokun.inference.matching import layers_of, picture_states
 from tokun.inference.model import Tokun
@@ -47,6 +49,7 @@ from tokun.utils.lock import alone_in
 
 LEAST = 200  # pairs that a head can be trained on
 STEPS = 100  # at least
+FURTHER = 0.3  # of the learning rate, for a head that goes on from another one
 LIMITS = {"epochs": (1, math.inf), "batch_size": (2, math.inf), "lr": (1e-9, 1.0), "weight_decay": (0, math.inf), "dropout": (0, 1)}
 READ = "read.json"  # the record of what was read
 
@@ -73,6 +76,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = console.make_parser("python -m tokun.align.matching", __doc__)
     add = parser.add_argument
     add("--checkpoint", default=None, help="a folder or a Hub id; default: the bundled model")
+    add("--start", default="", help="begin with the head of the checkpoint that --checkpoint went on from: bundled, a folder or a Hub id")
     add("--train", required=True, help="the image shards that it was trained on, as in data.train")
     add("--val", default="", help="held-out image shards: how often the own caption is the first of sixteen there")
     add("--out", type=home_path, required=True, help="folder of the new checkpoint")
@@ -89,7 +93,10 @@ def main(argv: list[str] | None = None) -> None:
     for name, (least, below) in LIMITS.items():
         if not least <= (value := getattr(recipe, name)) < below:
             raise UserError(f"--{name.replace('_', '-')} is {value}; it must be at least {least:g} and less than {below:g}")
-    add_head(args.checkpoint, args.train, args.out, recipe, val=args.val, caption_key=args.caption_key, device=args.device)
+    add_head(
+        args.checkpoint, args.train, args.out, recipe,
+        start=args.start, val=args.val, caption_key=args.caption_key, device=args.device,
+    )  # fmt: skip
 
 
 def add_head(
@@ -98,13 +105,15 @@ def add_head(
     out: Path,
     recipe: Recipe,
     *,
+    start: str | Path = "",
     val: str = "",
     caption_key: str = "caption",
     device: str | None = None,
 ) -> Path:
-    """Train a head for the checkpoint `source` on image shards -> the checkpoint `out`, otherwise unchanged.
+    """Train a head for the checkpoint `source` on image shards -> the checkpoint `out`, otherwise unchanged. It begins as the head of the
+    checkpoint `start`, if one is named.
 
-    Raises UserError for too few pairs, or whatever `tokun.load` raises.
+    Raises UserError for too few pairs or a `start` that does not fit, or whatever `tokun.load` raises.
     """
     folder, state = resolve(source), out.with_name(out.name + "-state")
     with alone_in(state, option="--out"):
@@ -113,6 +122,7 @@ def add_head(
         for shards in filter(None, (train, val)):
             data.expand_shards(shards)  # a pattern without shards is told at once
         model = load(folder, device=device, compile=False)
+        first = head_to_start_with(start, folder, model) if start else None
         asked = {**fingerprint(model), "layers": list(layers_of(depth_of(model))), "caption_key": caption_key}
         if (there := checkpoint.read_record(state / READ)) is not None:
             checkpoint.require_same(state, there, asked, option="--out")
@@ -123,7 +133,7 @@ def add_head(
         held_out = read(model, val, state, caption_key) if val else None
         if held_out and (different := len(set(map(tuple, held_out.captions)))) < CANDIDATES:
             raise UserError(f"--val {val} of {len(held_out.captions)} pictures has {different} different captions; {CANDIDATES} are needed")
-        head = trained(model, seen, recipe)
+        head = trained(model, seen, recipe, first)
         if held_out:
             tell(head, held_out)
         with checkpoint.whole_directory(out) as new:
@@ -132,6 +142,20 @@ def add_head(
         shutil.rmtree(state, ignore_errors=True)
     print(f"checkpoint with a matching head: {out}")
     return out
+
+
+def head_to_start_with(start: str | Path, own_folder: Path, model: Tokun) -> MatchingHead:
+    """The head of the checkpoint `start`, for the `model` in `own_folder`, which went on from it. Raises UserError if it has none, or
+    reads other states or pieces than this model has."""
+    folder = resolve(start)
+    if not (folder / MATCHING).is_dir():
+        raise UserError(f"--start {start} has no matching head: leave --start out, and the head learns from nothing")
+    head, own = MatchingHead.load(folder / MATCHING), config_for(model)
+    if head.config != own:
+        raise UserError(f"--start {start}: its head reads {head.config}, this checkpoint needs {own}. Leave --start out")
+    if (folder / TEXT_TOKENIZER).read_bytes() != (own_folder / TEXT_TOKENIZER).read_bytes():
+        raise UserError(f"--start {start} cuts captions into other pieces than this checkpoint. Leave --start out")
+    return head
 
 
 def fingerprint(model: Tokun) -> dict[str, Any]:
@@ -166,6 +190,8 @@ def _read_shard(model: Tokun, path: Path, caption_key: str) -> dict[str, Tensor]
     with torch.autocast(model.device.type, torch.bfloat16, enabled=has_bfloat16(model.device)):  # a candidate's are read in full precision
         states = picture_states(model.generator, model.vocabulary, layers, [pair.codes for pair in pairs], [pair.tags for pair in pairs])
     ids = [torch.tensor(pair.caption_ids) for pair in pairs]
+    if states.shape[1] != (width := 2 * len(layers) * config_for(model).width):
+        raise UserError(f"the generator's layers {layers} give {states.shape[1]} numbers, not {width}: a head reads layers of one width")
     if not states.isfinite().all():
         raise UserError(f"{path}: the generator's hidden states are not finite numbers; its weights may be damaged, or need another dtype")
     return {"states": states, "captions": torch.cat(ids), "lengths": torch.tensor(list(map(len, ids)))}
@@ -175,26 +201,34 @@ def depth_of(model: Tokun) -> int:
     return model.generator.config.get_text_config().num_hidden_layers
 
 
-def trained(model: Tokun, seen: Read, recipe: Recipe) -> MatchingHead:
-    """A head that tells the captions of these pictures apart."""
+def config_for(model: Tokun) -> MatchingConfig:
+    """That of a new head."""
+    return MatchingConfig(layers_of(depth_of(model)), model.generator.config.get_text_config().hidden_size, model.vocabulary.text_size)
+
+
+def trained(model: Tokun, seen: Read, recipe: Recipe, start: MatchingHead | None = None) -> MatchingHead:
+    """A head that tells the captions of these pictures apart, and begins as `start`."""
     torch.manual_seed(recipe.seed)
-    config = model.generator.config.get_text_config()
-    n, size = len(seen.captions), model.vocabulary.text_size
-    head = MatchingHead(MatchingConfig(layers_of(depth_of(model)), config.hidden_size, size), recipe.dropout).to(model.device)
+    n = len(seen.captions)
+    head, lr = MatchingHead(config_for(model), recipe.dropout).to(model.device), recipe.lr
+    if start is None:
+        head.rarity.copy_(rarity_of(seen.captions, model.vocabulary.text_size))
+    else:
+        head.load_state_dict(start.state_dict())
+        lr *= FURTHER
     head.mean.copy_(seen.states.mean(0))
     head.spread.copy_(seen.states.std(0) + 1e-6)
-    head.rarity.copy_(rarity_of(seen.captions, size))
     batch = min(recipe.batch_size, max(32, n // 32), n)
     per_epoch = n // batch
     epochs = max(recipe.epochs, math.ceil(STEPS / per_epoch))
     steps, step = epochs * per_epoch, 0
     warmup = min(30, steps // 10)
-    optimizer = torch.optim.AdamW(head.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=lr, weight_decay=recipe.weight_decay)
     head.train()
     with tqdm(total=steps, desc="matching head", unit="step", dynamic_ncols=True) as bar:
         for _ in range(epochs):
             for some in torch.randperm(n)[: per_epoch * batch].split(batch):
-                optim.set_lr(optimizer, recipe.lr * min(1.0, (step + 1) / warmup) * (1 - step / steps))
+                optim.set_lr(optimizer, lr * min(1.0, (step + 1) / warmup) * (1 - step / steps))
                 loss = head.loss(seen.states[some].to(model.device), head.bags([seen.captions[i] for i in some.tolist()]))
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()

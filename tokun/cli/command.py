@@ -16,7 +16,7 @@ ABOUT = """One seed, one sequence: a picture in an art style and the caption tha
 
     tokun sample --seed 42 --n 16                          sixteen pairs of the bundled model
     tokun prepare my_pictures/ --style engraving --out shards/
-    tokun train --config engraving-cpu start=bundled data.train='shards/train-*.tar' data.val='shards/val-*.tar' out=runs/mine
+    tokun train --config finetune start=bundled data.train='shards/train-*.tar' data.val='shards/val-*.tar' out=runs/mine
     tokun info runs/mine
 """
 MORE = """`tokun COMMAND --help` lists a command's options and their defaults. Completion in the shell: tokun completion --help.

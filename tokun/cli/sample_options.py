@@ -191,8 +191,8 @@ def add_forms(parser: argparse.ArgumentParser) -> None:
         type=_positive,
         default=None,
         metavar="K",
-        help="for each pair, the best of K candidates by the checkpoint's matching head (without one, with an adapter, or in a register "
-        "other than plain: by PMI in both directions); 1: single draws. Default: what the checkpoint asks for (its best_of); for shards 1",
+        help="for each pair, the best of K candidates by the checkpoint's matching head (without one, or in a register other than "
+        "plain: by PMI in both directions); 1: single draws. Default: what the checkpoint asks for (its best_of); for shards 1",
     )
     add(
         "--pairs",

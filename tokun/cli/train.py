@@ -1,7 +1,7 @@
 """Train a tokun model: pictures with captions in, a checkpoint out.
 
     tokun train --config tiny                                             one process; a config that comes with tokun, or a file
-    tokun train --config engraving-cpu start=bundled data.train='shards/train-*.tar' data.val='shards/val-*.tar' out=runs/mine
+    tokun train --config finetune start=bundled data.train='shards/train-*.tar' data.val='shards/val-*.tar' out=runs/mine
     deepspeed --module tokun.cli.train --config engraving                 every GPU of this machine; in a clone also: deepspeed train.py …
     deepspeed --num_gpus 2 train.py --config configs/tiny.yaml            two processes (gloo on a machine without GPUs)
     torchrun --nproc_per_node 8 -m tokun.cli.train --config engraving     or srun; several machines: docs/tutorials/cluster.md

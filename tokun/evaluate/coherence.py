@@ -118,7 +118,7 @@ def by_head(model: Tokun, pairs: Sequence[RealPair | Pair], what: str, seed: int
     _, others = rivals([tuple(pair.caption_ids) for pair in pairs], seed)
     if model.matching is None or not others.size:
         return []
-    scores = matching.fit(model, model.matching, pairs).numpy()
+    scores = matching.fit(model, pairs).numpy()
     return [first_of("the matching head", what, scores.diagonal(), np.take_along_axis(scores, others, 1))]
 
 

@@ -43,7 +43,6 @@ from tokun.utils.errors import UserError
 
 if TYPE_CHECKING:
     from tokun.inference.model import Tokun
-    from tokun.models.matching import MatchingHead
 
 FRONT = "base_model.model."  # prefix of peft's names
 DOWN, UP, SIZES, TOKENS = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector", ".token_adapter.trainable_tokens_delta"
@@ -296,8 +295,6 @@ class Base:
     tag_counts: TagCounts
     tasks: tuple[str, ...]
     card: str
-    matching: MatchingHead | None
-    """Of these weights; None for an adapter's."""
 
 
 def add(model: Tokun, adapter: Adapter) -> str:
@@ -325,12 +322,12 @@ def use(model: Tokun, name: str | None) -> None:
     model.base, model.adapter = base, name
     card = adapter.card or base.card
     tasks = tasks_on(base.tasks, adapter.tasks)
-    _become(model, Base(generator, adapter.vocabulary, adapter.defaults, adapter.tag_counts, tasks, card, matching=None))
+    _become(model, Base(generator, adapter.vocabulary, adapter.defaults, adapter.tag_counts, tasks, card))
 
 
 def base_of(model: Tokun) -> Base:
     m = model
-    return m.base or Base(m.generator, m.vocabulary, m.defaults, m.tag_counts, m.tasks, m.card, m.matching)
+    return m.base or Base(m.generator, m.vocabulary, m.defaults, m.tag_counts, m.tasks, m.card)
 
 
 def card_of(model: Tokun) -> str:

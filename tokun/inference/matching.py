@@ -1,7 +1,7 @@
 """What the generator has read in a picture, for the matching head (`models.matching`), and how well captions fit it.
 
 The generator reads a picture without its style, subject and thing. A state is the mean over the codes and the state at their end, of four
-layers from the first third to the last.
+layers from the first third to the last. With an adapter in use its base reads the picture: the head knows the base's states.
 """
 
 from __future__ import annotations
@@ -64,9 +64,7 @@ def head_in(folder: Path, generator: Any, v: Vocabulary) -> MatchingHead | None:
 
 
 def head_of(model: Tokun) -> MatchingHead:
-    """The head that fits the weights in use. Raises UserError if there is none."""
-    if model.matching is None and model.adapter:
-        raise UserError(f"a matching head is that of its base, not of the adapter {model.adapter}: choose another score, such as pmi_both")
+    """The checkpoint's head. Raises UserError if there is none."""
     if model.matching is None:
         raise UserError(
             "this checkpoint has no matching head: tokun match --checkpoint IT --train 'SHARDS' --out NEW trains one, or choose another "
@@ -78,12 +76,13 @@ def head_of(model: Tokun) -> MatchingHead:
 def match(model: Tokun, pairs: Sequence[Pair | Any]) -> list[float]:
     """How well the captions of pairs fit their pictures: the cosine of both, in [-1, 1]. `pairs` have tags, codes and caption_ids. Raises
     UserError without a head."""
-    head = head_of(model)
-    return fit(model, head, pairs).diagonal().tolist() if pairs else []
+    head_of(model)
+    return fit(model, pairs).diagonal().tolist() if pairs else []
 
 
 @torch.inference_mode()
-def fit(model: Tokun, head: MatchingHead, pairs: Sequence[Pair | Any]) -> Tensor:
+def fit(model: Tokun, pairs: Sequence[Pair | Any]) -> Tensor:
     """(n, n): picture i with the caption of pair j, see `match`."""
-    states = picture_states(model.generator, model.vocabulary, head.config.layers, [p.codes for p in pairs], [p.tags for p in pairs])
+    head, reader = head_of(model), model.base or model
+    states = picture_states(reader.generator, reader.vocabulary, head.config.layers, [p.codes for p in pairs], [p.tags for p in pairs])
     return head.fit(states.to(head.mean.device), [pair.caption_ids for pair in pairs]).cpu()

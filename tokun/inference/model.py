@@ -125,7 +125,7 @@ class Tokun:
     """Words that training captions hardly ever have twice (`data.caption_words`). Texts written with `no_repeats` never do. An adapter
     keeps its base's."""
     matching: MatchingHead | None = None
-    """Says how well captions fit pictures (`match`); None: not trained (`align.matching`), or an adapter is in use."""
+    """Says how well captions fit pictures (`match`); None: not trained (`align.matching`). An adapter keeps its base's."""
 
     def __post_init__(self) -> None:
         self.fit = self.fit or cropping.usual_fit(self.vocabulary.grids)
@@ -157,9 +157,8 @@ class Tokun:
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Tokun:
         """Move both networks; `dtype` is the generator's (the image tokenizer stays in float32)."""
         self.image_tokenizer.to(device)
-        for head in (self.matching, self.base and self.base.matching):
-            if head is not None:
-                head.to(device)
+        if self.matching is not None:
+            self.matching.to(device)
         for generator in (self.generator, *([self.base.generator] if self.base else [])):
             generator.to(device)
             if dtype is not None:
@@ -579,7 +578,7 @@ class Tokun:
         self.image_tokenizer.save(directory / IMAGE_TOKENIZER)
         self.text_tokenizer.save(directory / TEXT_TOKENIZER)
         v.save(directory / VOCABULARY)
-        if self.matching is not None:
+        if self.matching is not None and not self.adapter:  # it reads the weights without the adapter
             self.matching.save(directory / MATCHING)
         settings = {
             "defaults": asdict(self.defaults),

@@ -17,7 +17,7 @@ from tokun import data
 from tokun.config import Config, TrainConfig
 from tokun.inference.adapters import fingerprint
 from tokun.inference.checkpoint_folder import read_settings
-from tokun.inference.folders import SAMPLING, is_bundled, resolve
+from tokun.inference.folders import MATCHING, SAMPLING, is_bundled, resolve
 from tokun.inference.latents import Slots
 from tokun.inference.model import Tokun
 from tokun.inference.model_card import model_card
@@ -415,7 +415,7 @@ class GeneratorStage(EngineStage):
         run.remove_states("generator")
         change = f"Held out: {change_line(self.held_before, held)}" if held else "Nothing was held out"
         run.say(f"generator: {self.schedule.ended(self.step)}, {record['seconds'] / 60:.1f} minutes. {change}")
-        run.say(where_to(target, self.config))
+        run.say(where_to(target, self.config) + matching_command(target, self.config))
         if held:
             pictures = sum(len(batch.input_ids) for batch in self.held_out)
             before = self._loss_of(self.held_before) if self.held_before else None
@@ -442,6 +442,15 @@ def where_to(target: Path, config: Config) -> str:
         return f"checkpoint: {target}\n  tokun sample --checkpoint {shlex.quote(typed_path(target))} --seed 42 --n 16"
     base = "" if is_bundled(config.start) else f"--checkpoint {shlex.quote(typed_path(config.start))} "
     return f"adapter: {target}\n  tokun sample {base}--adapter {shlex.quote(typed_path(target))} --seed 42 --n 16"
+
+
+def matching_command(target: Path, config: Config) -> str:
+    """The end of that message where the start has a matching head, which the new weights lack: how to train theirs from it."""
+    if not config.start or config.adapter.rank or not (resolve(config.start) / MATCHING).is_dir():
+        return ""
+    options = {"checkpoint": typed_path(target), "start": config.start, "train": config.data.train, "val": config.data.val}
+    given = " ".join(f"--{name} {shlex.quote(value)}" for name, value in options.items() if value)
+    return f"\n  tokun match {given} --out {shlex.quote(typed_path(config.out) + '-matched')}  # a head that chooses among candidates"
 
 
 def tasks_of(samples: data.CodeSamples, task_mix: dict[str, float], codes: dict[str, Any]) -> tuple[str, ...]:
