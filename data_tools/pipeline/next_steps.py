@@ -174,7 +174,7 @@ def steps(
         if techniques and captioned > FEW_PICTURES:
             have = "picture has" if techniques == 1 else "pictures have"
             parts.append(
-                f"{techniques:,} {have} a technique, which {config('finetune' if captioned <= MANY_PICTURES else 'engraving-cpu')} takes as the style tag. "
+                f"{techniques:,} {have} a technique, which {config(recipe_for(captioned))} takes as the style tag. "
                 "With data.style_key=style, as below, the tag is the style that prepare gave."
             )
         others = registers_written(out)
@@ -248,7 +248,7 @@ def of_registers(others: Sequence[str], pictures: int) -> str:
     """A note on captions of other registers than plain: how many of the samples draw from them, and the setting; "" if there are none."""
     if not others:
         return ""
-    name = config("lora" if pictures <= FEW_PICTURES else "finetune" if pictures <= MANY_PICTURES else "engraving-cpu")
+    name = config(recipe_for(pictures))
     share = load_config(name).train.plain_share
     drawn = "trains on the plain captions alone" if share == 1 else f"draws {1 - share:.0%} of its samples from all registers"
     way_out = (
@@ -453,6 +453,11 @@ def near_style(style: str, known: Sequence[str]) -> str:
 
 def inspecting(out: str) -> str:
     return "  " + shell("inspect", typed_path(out), "--verify", "--sheet", "sheet.png")
+
+
+def recipe_for(pictures: int) -> str:
+    """The config that suits so many pictures on a CPU."""
+    return "lora" if pictures <= FEW_PICTURES else "finetune" if pictures <= MANY_PICTURES else "engraving-cpu"
 
 
 def config(name: str) -> str:
