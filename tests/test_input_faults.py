@@ -840,9 +840,7 @@ def test_pictures_without_captions_get_them_from_the_table_that_is_filled_in_wha
 def test_the_printed_training_suits_the_number_of_pictures(pictures, told):
     """Of 36 pictures a model from nothing was offered as the next step."""
     assert told in next_steps.training("shards", pictures, val=True)
-    assert ("data.val= " in next_steps.training("shards", pictures, val=False)) == ("lora" not in told), (
-        "the config names held-out shards"
-    )
+    assert ("data.val= " in next_steps.training("shards", pictures, val=False)) == ("lora" not in told), "the config names held-out shards"
 
 
 def test_many_pictures_are_offered_a_recipe_for_each_machine():
