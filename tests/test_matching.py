@@ -1,10 +1,10 @@
 """Promises of the matching head: trained beside a generator, it says how well captions fit pictures, and chooses the best."""
 
+import json
 import shlex
 import shutil
 import tarfile
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -26,6 +26,7 @@ from tokun.inference import candidates, hub
 from tokun.inference.description import describe
 from tokun.inference.matching import layers_of, picture_states
 from tokun.models.matching import MatchingConfig, MatchingHead
+from tokun.tokenizers.text import TextTokenizer
 from tokun.tokenizers.vocabulary import Tags
 from tokun.training.fine_tuning import TuningStage
 from tokun.training.generator import matching_command
@@ -152,15 +153,20 @@ def test_a_head_goes_on_from_that_of_the_start(checkpoint_folder, matched, shard
     assert torch.equal(one["rarity"], two["rarity"])
 
 
-def test_a_training_that_goes_on_from_a_head_ends_with_the_command_for_its_own(checkpoint_folder, matched):
-    given = {"out": "runs/mine", "data": {"train": "shards/train-*.tar", "val": ""}}
-    said = matching_command(Path("runs/mine/checkpoint"), from_dict({**given, "start": str(matched)}))
+def test_a_training_that_goes_on_from_a_head_ends_with_the_command_for_its_own(checkpoint_folder, matched, tmp_path):
+    given = {"out": "my runs/mine/", "start": str(matched), "data": {"train": "shards/train-*.tar", "val": "", "caption_key": "words"}}
+    said = matching_command(checkpoint_folder, from_dict(given))
     name, command, *options = shlex.split(said, comments=True)
     args = training.make_parser().parse_args(options)
-    assert (name, command, args.checkpoint, args.start) == ("tokun", "match", "runs/mine/checkpoint", str(matched))
-    assert (args.train, args.val, str(args.out)) == ("shards/train-*.tar", "", "runs/mine-matched")
-    for others in ({"start": str(checkpoint_folder)}, {}, {"start": str(matched), "adapter": {"rank": 4}}):
-        assert matching_command(Path("runs/mine/checkpoint"), from_dict({**given, **others})) == ""
+    assert (name, command, args.checkpoint, args.start) == ("tokun", "match", str(checkpoint_folder), str(matched))
+    assert (args.train, args.val, args.caption_key, str(args.out)) == ("shards/train-*.tar", "", "words", "my runs/mine-matched")
+    deeper = shutil.copytree(checkpoint_folder, tmp_path / "deeper")
+    config = json.loads((deeper / "generator" / "config.json").read_text())
+    (deeper / "generator" / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 9}))
+    assert matching_command(deeper, from_dict(given)) == "", "the head reads other layers"
+    for start in (str(checkpoint_folder), "", str(tmp_path / "moved")):
+        assert matching_command(checkpoint_folder, from_dict({**given, "start": start})) == ""
+    assert matching_command(checkpoint_folder, from_dict({**given, "adapter": {"rank": 4}})) == ""
 
 
 def test_a_start_that_does_not_fit_is_refused(checkpoint_folder, matched, shards, tmp_path):
@@ -174,8 +180,7 @@ def test_a_start_that_does_not_fit_is_refused(checkpoint_folder, matched, shards
     with pytest.raises(UserError, match=r"its head reads MatchingConfig\(layers=\(1, 2\), width=99"):
         begin(other)
     pieces = shutil.copytree(matched, tmp_path / "pieces")
-    with (pieces / "text_tokenizer.model").open("ab") as file:
-        file.write(b"\n")
+    TextTokenizer.train(["another text", "of other pieces"], vocab_size=300).save(pieces / "text_tokenizer.model")
     with pytest.raises(UserError, match="cuts captions into other pieces"):
         begin(pieces)
     assert not (tmp_path / "new").exists()
@@ -301,15 +306,23 @@ def test_the_evaluation_tells_how_often_it_is_right(model, tiny_model):
 
 
 @needs("peft", reason="adapters are trained with the extra 'train'")
-def test_an_adapters_pairs_are_judged_by_the_head_of_its_base_as_the_base_reads_them(matched, tmp_path):
-    model = tokun.load(matched, device="cpu", adapter=made(matched, tmp_path / "mine"))
-    pairs = model.sample(4, 2)
+def test_an_adapters_pairs_are_judged_by_the_head_of_its_base_as_the_base_reads_them(matched, tmp_path, monkeypatch):
+    model = tokun.load(matched, device="cpu", adapter=made(matched, tmp_path / "mine", words={"styles": ("lithograph",)}))
+    pairs = model.sample(4, 2, style="lithograph")
     assert candidates.default_score(model) == "match" and model.base is not None
     assert not torch.equal(model.generator.model.layers[0].mlp.up_proj.weight, model.base.generator.model.layers[0].mlp.up_proj.weight)
-    by_adapter = model.match(pairs)
-    assert by_adapter == model.use_adapter(None).match(pairs)
+    by_adapter, many = model.match(pairs), model.sample(4, 20)
+    (figure,) = coherence.by_head(model, many, "generated", 0)
+    assert candidates.chosen_by(model, "") == {"matching": model.matching.fingerprint()}
+    said = "a matching head chooses among candidates"
+    assert said in repr(model) and said in "\n".join(describe(tmp_path / "mine").lines())
+    assert by_adapter == model.use_adapter(None).match(pairs) and figure == coherence.by_head(model, many, "generated", 0)[0]
     model.use_adapter("mine").save(tmp_path / "merged")
-    assert not (tmp_path / "merged" / "matching").exists(), "it reads other weights than the merged ones"
+    monkeypatch.setattr(hub, "_upload", lambda write, name, **_: write(tmp_path / "uploaded", "me/mine"))
+    model.push_to_hub("mine")
+    for folder in ("merged", "uploaded"):
+        assert (tmp_path / folder / "vocabulary.json").is_file()
+        assert not (tmp_path / folder / "matching").exists(), "it reads other weights than the merged ones"
 
 
 def test_what_chooses_is_told(checkpoint_folder, matched, model):

@@ -256,8 +256,10 @@ def test_a_start_that_is_misspelt_is_told_the_nearest_and_what_there_is(tmp_path
 
 def test_the_time_is_told_in_passes_and_what_max_minutes_counts():
     line = start_report.time_line(steps=20_000, batch_size=32, pictures=163, max_minutes=45, going_on=True, name="train")
-    assert "3,926 passes over 163 pictures; about 20 passes (train.steps=102) are sensible; more would memorise them" in line
+    assert "3,926 passes over 163 pictures; about 8 passes (train.steps=41) are sensible; more would memorise them" in line
     assert "train.max_minutes 45 counts this stage alone" in line
+    line = start_report.time_line(steps=20_000, batch_size=32, pictures=163, max_minutes=0, going_on=True, name="train", adapter=True)
+    assert "about 20 passes (train.steps=102) are sensible" in line
     line = start_report.time_line(steps=84, batch_size=16, pictures=67, max_minutes=10, going_on=True, name="train", by_passes=True)
     assert line.startswith("84 steps of 16 are 20 passes over 67 pictures (train.passes). ")
     line = start_report.time_line(steps=16_000, batch_size=128, pictures=38_000, max_minutes=0, going_on=False, name="train")

@@ -40,6 +40,7 @@ from tokun.inference.matching import layers_of, picture_states
 from tokun.inference.model import Tokun
 from tokun.models.kernels import has_bfloat16
 from tokun.models.matching import MatchingConfig, MatchingHead
+from tokun.tokenizers.text import text_tokenizer_at
 from tokun.training import optim
 from tokun.utils import checkpoint, console
 from tokun.utils.console import home_path
@@ -76,7 +77,11 @@ def make_parser() -> argparse.ArgumentParser:
     parser = console.make_parser("python -m tokun.align.matching", __doc__)
     add = parser.add_argument
     add("--checkpoint", default=None, help="a folder or a Hub id; default: the bundled model")
-    add("--start", default="", help="begin with the head of the checkpoint that --checkpoint went on from: bundled, a folder or a Hub id")
+    add(
+        "--start",
+        default="",
+        help=f"begin with the head of the checkpoint that --checkpoint went on from (bundled, a folder or a Hub id), at {FURTHER} of --lr",
+    )
     add("--train", required=True, help="the image shards that it was trained on, as in data.train")
     add("--val", default="", help="held-out image shards: how often the own caption is the first of sixteen there")
     add("--out", type=home_path, required=True, help="folder of the new checkpoint")
@@ -122,7 +127,7 @@ def add_head(
         for shards in filter(None, (train, val)):
             data.expand_shards(shards)  # a pattern without shards is told at once
         model = load(folder, device=device, compile=False)
-        first = head_to_start_with(start, folder, model) if start else None
+        first = head_to_start_with(start, model) if start else None
         asked = {**fingerprint(model), "layers": list(layers_of(depth_of(model))), "caption_key": caption_key}
         if (there := checkpoint.read_record(state / READ)) is not None:
             checkpoint.require_same(state, there, asked, option="--out")
@@ -144,16 +149,16 @@ def add_head(
     return out
 
 
-def head_to_start_with(start: str | Path, own_folder: Path, model: Tokun) -> MatchingHead:
-    """The head of the checkpoint `start`, for the `model` in `own_folder`, which went on from it. Raises UserError if it has none, or
-    reads other states or pieces than this model has."""
+def head_to_start_with(start: str | Path, model: Tokun) -> MatchingHead:
+    """The head of the checkpoint `start`, for a model that went on from it. Raises UserError if it has none, or reads other states or
+    pieces than this model has."""
     folder = resolve(start)
     if not (folder / MATCHING).is_dir():
         raise UserError(f"--start {start} has no matching head: leave --start out, and the head learns from nothing")
     head, own = MatchingHead.load(folder / MATCHING), config_for(model)
     if head.config != own:
         raise UserError(f"--start {start}: its head reads {head.config}, this checkpoint needs {own}. Leave --start out")
-    if (folder / TEXT_TOKENIZER).read_bytes() != (own_folder / TEXT_TOKENIZER).read_bytes():
+    if text_tokenizer_at(folder / TEXT_TOKENIZER).fingerprint() != model.text_tokenizer.fingerprint():
         raise UserError(f"--start {start} cuts captions into other pieces than this checkpoint. Leave --start out")
     return head
 

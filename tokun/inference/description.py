@@ -163,10 +163,11 @@ def _of_adapter(folder: Path) -> Description:
     with _whole(folder, "adapter"):
         vocabulary, about = _json(folder / folders.VOCABULARY), _json(folder / folders.ABOUT)
         config, card, base = _json(folder / folders.ADAPTER_CONFIG), folders.card_in(folder), str(about["base"])
-        network, tokenizer = {}, {}
+        network, tokenizer, matching = {}, {}, False
         if folders.is_local(base):  # any other base is not downloaded just for this
             at = folders.resolve(base)
             network, tokenizer = _json(at / folders.GENERATOR / "config.json"), _json(at / folders.IMAGE_TOKENIZER / "config.json")
+            matching = (at / folders.MATCHING).is_dir()
             # as when the adapter is in use
             about["tasks"] = tasks_on(_json(at / folders.SAMPLING).get("tasks", ()), about.get("tasks", ()))
         return _made(
@@ -183,6 +184,7 @@ def _of_adapter(folder: Path) -> Description:
             base=base,
             rank=int(config["r"]),
             new_tags=tuple(vocabulary.get("appended", ())),
+            matching=matching,
         )
 
 

@@ -87,7 +87,8 @@ def push_to_hub(
     """
 
     def write(folder: Path, repo_id: str) -> None:
-        save_pretrained(replace(model, card=adapters.card_of(model).replace(OWN_ID, repo_id)), folder)
+        head = None if model.adapter else model.matching  # an adapter's base reads the pictures, and is not uploaded
+        save_pretrained(replace(model, card=adapters.card_of(model).replace(OWN_ID, repo_id), matching=head), folder)
 
     return _upload(write, name, private=private, token=token, revision=revision, create_pr=create_pr, commit_message=message)
 

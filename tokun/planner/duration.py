@@ -45,7 +45,7 @@ def times_of(
     step = compute + communication
     steps = steps_of(t, samples) if samples else t.steps
     tokens = steps * t.batch_size * sizes.tokens_per_sample
-    sensible, enough = sensible_passes(samples, t.batch_size, going_on=bool(config.start))
+    sensible, enough = sensible_passes(samples, t.batch_size, going_on=bool(config.start), adapter=bool(config.adapter.rank))
     return {
         "compute_seconds": compute, "communication_seconds": communication, "step_seconds": step, "hours": steps * step / 3600,
         "tokens_per_step": t.batch_size * sizes.tokens_per_sample, "tokens": tokens, "tokens_per_parameter": tokens / sizes.parameters,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import shlex
 from collections import Counter
@@ -17,7 +18,7 @@ from tokun import data
 from tokun.config import Config, TrainConfig
 from tokun.inference.adapters import fingerprint
 from tokun.inference.checkpoint_folder import read_settings
-from tokun.inference.folders import MATCHING, SAMPLING, is_bundled, resolve
+from tokun.inference.folders import GENERATOR, MATCHING, SAMPLING, is_bundled, resolve
 from tokun.inference.latents import Slots
 from tokun.inference.model import Tokun
 from tokun.inference.model_card import model_card
@@ -269,7 +270,7 @@ class GeneratorStage(EngineStage):
             + time_line(
                 steps=self.schedule.steps, batch_size=self.train.batch_size, pictures=len(self.training_batches.samples),
                 max_minutes=self.train.max_minutes, going_on=bool(self.config.start), name="train",
-                by_passes=self.schedule.steps < self.train.steps,
+                by_passes=self.schedule.steps < self.train.steps, adapter=bool(self.config.adapter.rank),
             )
             + (f"\ngenerator: {self.few}" if self.few else "")
         )  # fmt: skip
@@ -433,7 +434,8 @@ class GeneratorStage(EngineStage):
             )
 
     def _where_to_step(self, step: int) -> str:
-        return where_to(self.best.path(step), self.config)
+        path = self.best.path(step)
+        return where_to(path, self.config) + matching_command(path, self.config)
 
 
 def where_to(target: Path, config: Config) -> str:
@@ -446,11 +448,26 @@ def where_to(target: Path, config: Config) -> str:
 
 def matching_command(target: Path, config: Config) -> str:
     """The end of that message where the start has a matching head, which the new weights lack: how to train theirs from it."""
-    if not config.start or config.adapter.rank or not (resolve(config.start) / MATCHING).is_dir():
+    if not config.start or config.adapter.rank:
         return ""
-    options = {"checkpoint": typed_path(target), "start": config.start, "train": config.data.train, "val": config.data.val}
+    try:
+        start = resolve(config.start)
+    except OSError:  # moved since it was read, or the Hub is out of reach
+        return ""
+    if not (start / MATCHING).is_dir() or layers_in(start) != layers_in(target):  # a head reads the layers of its own generator
+        return ""
+    key, out = config.data.caption_key, f"{typed_path(Path(config.out))}-matched"
+    options = {
+        "checkpoint": typed_path(target), "start": typed_path(config.start), "train": config.data.train, "val": config.data.val,
+        "caption-key": "" if key == "caption" else key, "out": out,
+    }  # fmt: skip
     given = " ".join(f"--{name} {shlex.quote(value)}" for name, value in options.items() if value)
-    return f"\n  tokun match {given} --out {shlex.quote(typed_path(config.out) + '-matched')}  # a head that chooses among candidates"
+    return f"\n  tokun match {given}  # a head that chooses among candidates"
+
+
+def layers_in(checkpoint_folder: Path) -> int:
+    config = json.loads((checkpoint_folder / GENERATOR / "config.json").read_text(encoding="utf-8"))
+    return config.get("text_config", config).get("num_hidden_layers", 0)
 
 
 def tasks_of(samples: data.CodeSamples, task_mix: dict[str, float], codes: dict[str, Any]) -> tuple[str, ...]:

@@ -26,7 +26,8 @@ from tokun.utils.errors import BadSample
 # sensible passes over the pictures. After 60, a model of 5.2M parameters had memorised half of its 17,568 captions; after nine over 27,948
 # pictures, one of 6.6M was still getting better. In between nothing was measured, and larger models memorise sooner: train.keep_best
 PASSES = 30
-FINE_TUNING_PASSES = 20  # when the run starts from a checkpoint
+FINE_TUNING_PASSES = 8  # when the run starts from a checkpoint: in twenty, 600 pictures were memorised (benchmarks/README.md)
+ADAPTER_PASSES = 20
 FEW_PICTURES = 16  # fewer are too few to judge a tokenizer by
 GOOD_MARGIN = 3.0  # dB above the gate from which a tokenizer draws pictures well
 NAMED = 12  # most tags in a line
@@ -146,21 +147,25 @@ def verdict(figures: dict[str, float], train: ImageTokenizerTrainConfig, sheet: 
     return f"{judgement}. {sheet} shows each picture beside its reconstruction"
 
 
-def sensible_passes(pictures: int, batch_size: int, *, going_on: bool) -> tuple[int, int]:
+def sensible_passes(pictures: int, batch_size: int, *, going_on: bool, adapter: bool = False) -> tuple[int, int]:
     """How many passes over so many pictures are sensible, and how many steps make them.
 
-    `going_on`: whether the run starts from a checkpoint.
+    `going_on`: whether the run starts from a checkpoint. `adapter`: whether it trains an adapter.
     """
-    passes = FINE_TUNING_PASSES if going_on else PASSES
+    passes = ADAPTER_PASSES if adapter else FINE_TUNING_PASSES if going_on else PASSES
     return passes, math.ceil(passes * pictures / batch_size)
 
 
-def time_line(*, steps: int, batch_size: int, pictures: int, max_minutes: float, going_on: bool, name: str, by_passes: bool = False) -> str:
+def time_line(
+    *, steps: int, batch_size: int, pictures: int, max_minutes: float, going_on: bool, name: str, by_passes: bool = False,
+    adapter: bool = False,
+) -> str:  # fmt: skip
     """How many passes the steps make, how many are sensible, and what `max_minutes` counts.
 
     `by_passes`: the steps are those of the setting `passes`.
     """
-    passes, (sensible, enough) = steps * batch_size / max(1, pictures), sensible_passes(pictures, batch_size, going_on=going_on)
+    passes = steps * batch_size / max(1, pictures)
+    sensible, enough = sensible_passes(pictures, batch_size, going_on=going_on, adapter=adapter)
     line = f"{steps:,} steps of {batch_size} are {passes:,.0f} passes over {pictures:,} pictures"
     if by_passes:
         line += f" ({name}.passes)"
