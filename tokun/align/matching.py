@@ -38,6 +38,7 @@ from tokun.inference.folders import MATCHING, TEXT_TOKENIZER, resolve
 from tokun.inference.load import load
 from tokun.inference.matching import layers_of, picture_states
 from tokun.inference.model import Tokun
+from tokun.models.generator import depth_of
 from tokun.models.kernels import has_bfloat16
 from tokun.models.matching import MatchingConfig, MatchingHead
 from tokun.tokenizers.text import text_tokenizer_at
@@ -128,7 +129,7 @@ def add_head(
             data.expand_shards(shards)  # a pattern without shards is told at once
         model = load(folder, device=device, compile=False)
         first = head_to_start_with(start, model) if start else None
-        asked = {**fingerprint(model), "layers": list(layers_of(depth_of(model))), "caption_key": caption_key}
+        asked = {**fingerprint(model), "layers": list(layers_of(depth_of(model.generator))), "caption_key": caption_key}
         if (there := checkpoint.read_record(state / READ)) is not None:
             checkpoint.require_same(state, there, asked, option="--out")
         checkpoint.write_record(state / READ, asked)
@@ -186,7 +187,7 @@ def read(model: Tokun, shards: str, folder: Path, caption_key: str = "caption") 
 
 def _read_shard(model: Tokun, path: Path, caption_key: str) -> dict[str, Tensor]:
     """States float32 (n, S), all captions' pieces and their numbers, of the shard's usable pairs."""
-    layers = layers_of(depth_of(model))
+    layers = layers_of(depth_of(model.generator))
     try:
         pairs = read_pairs(model, str(path), caption_key=caption_key)
     except UserError:  # no pair of it can be used
@@ -202,13 +203,10 @@ def _read_shard(model: Tokun, path: Path, caption_key: str) -> dict[str, Tensor]
     return {"states": states, "captions": torch.cat(ids), "lengths": torch.tensor(list(map(len, ids)))}
 
 
-def depth_of(model: Tokun) -> int:
-    return model.generator.config.get_text_config().num_hidden_layers
-
-
 def config_for(model: Tokun) -> MatchingConfig:
     """That of a new head."""
-    return MatchingConfig(layers_of(depth_of(model)), model.generator.config.get_text_config().hidden_size, model.vocabulary.text_size)
+    width = model.generator.config.get_text_config().hidden_size
+    return MatchingConfig(layers_of(depth_of(model.generator)), width, model.vocabulary.text_size)
 
 
 def trained(model: Tokun, seen: Read, recipe: Recipe, start: MatchingHead | None = None) -> MatchingHead:

@@ -77,7 +77,7 @@ def start_from(model: nn.Module, other: nn.Module, others: Sequence[str], added:
     rows = [(i, i) for i in range(text_size)] + [(text_size + i, known[name]) for i, name in enumerate(added) if name in known]
     here, there = (torch.tensor(side) for side in zip(*rows))
     parameters = dict(other.named_parameters())
-    layers = grown_layers(_depth(other), _depth(model))
+    layers = grown_layers(depth_of(other), depth_of(model))
     for name, parameter in model.named_parameters():
         before, middle, rest = name.partition(".layers.")
         number, _, inner = rest.partition(".")
@@ -92,7 +92,8 @@ def start_from(model: nn.Module, other: nn.Module, others: Sequence[str], added:
     return [name for name in added if name not in known]
 
 
-def _depth(model: Any) -> int:
+def depth_of(model: Any) -> int:
+    """The number of a causal LM's layers."""
     return model.config.get_text_config().num_hidden_layers
 
 

@@ -28,6 +28,7 @@ from tokun.models.generator import (
     can_compile,
     compile_layers,
     count_parameters,
+    depth_of,
     flops_per_token,
     make_generator,
     start_from,
@@ -180,7 +181,7 @@ def _first_weights(run: Run, parts: Parts) -> Any:
     if config.start and run.states("generator").latest() is None:
         before = starting_model(config)
         new = start_from(model, before.generator, before.vocabulary.added_tokens, v.added_tokens, text_size=v.text_size)
-        grown = config.generator.num_layers - before.generator.config.get_text_config().num_hidden_layers
+        grown = config.generator.num_layers - depth_of(before.generator)
         run.say(
             f"generator: starting from {config.start}"
             + (f"; layers added: {grown}" if grown else "")
