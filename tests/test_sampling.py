@@ -291,6 +291,12 @@ def test_words_are_guided_by_their_picture_whoever_leaves_the_batch_before(tiny_
     for i in (0, 7, 19):
         alone = run(tiny_model, [prompt_ids(v)], u[i : i + 1], text_guidance_scale=3.0, unconditional_text=unconditional_text[:1])
         assert sequences.unpack(v, alone.ids[0].tolist()).caption == captions[i]
+        assert alone.text_nll_alone[0] == guided.text_nll_alone[i]
+    assert not plain.text_nll_alone.any(), "nothing has read the words without the picture"
+    scored = [[*prompt_ids(v)[:-1], v.id("<boc>"), *sequences.text_end(v, caption)] for caption in captions]
+    first = torch.full((20,), len(prompt_ids(v)))
+    without = span_nll(tiny_model.generator, v, torch.tensor(sequences.padded(v, scored)), first)
+    torch.testing.assert_close(guided.text_nll_alone, without, rtol=1e-5, atol=1e-4)
     with pytest.raises(ValueError, match="without a picture"):
         run(tiny_model, [prompt_ids(v)] * 2, u[:2], text_guidance_scale=2.0)
 

@@ -102,10 +102,11 @@ def captions_of_pictures(model: Tokun, config: GrpoConfig, u: Tensor, seed: int,
             part = mine[first : first + ROWS]
             unconditional = [sequences.caption_prompt(v, tags[i], None) for i in part]
             given_prompts = [prompts[i] for i in part]
-            ids, given = conditional_generation.write(model, given_prompts, u[part], how.text, unconditional, how.text_guidance_scale)
-            texts = [sequences.unpack(v, row).caption or [] for row in ids]
-            alone = model.caption_nll([tags[i] for i in part], texts)
-            for i, text, own, without in zip(part, texts, given, alone):
+            guidance = how.text_guidance_scale
+            made = conditional_generation.write(model, given_prompts, u[part], how.text, unconditional, guidance)
+            texts = [sequences.unpack(v, row).caption or [] for row in made.ids.tolist()]
+            alone = model.caption_nll([tags[i] for i in part], texts) if guidance == 1 else made.text_nll_alone.tolist()
+            for i, text, own, without in zip(part, texts, made.text_nll.tolist(), alone):
                 words = model.text_tokenizer.decode(text)
                 out[i] = replace(shown[i], index=indices[i], caption=words, caption_ids=text, caption_nll=own, pmi=without - own)
     return [out[i] for i in range(len(u))]

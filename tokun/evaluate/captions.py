@@ -175,8 +175,8 @@ def answers_to(model: Tokun, question: str, pairs: Sequence[RealPair], rows: int
     out: dict[int, str] = {}
     for grid, part in batches(model, pairs, rows):
         prompts = [sequences.question_prompt(v, Tags(grid=grid), pairs[i].codes, asked) for i in part]
-        made, _ = conditional_generation.write(model, prompts, model.uniforms(0, range(len(part))), model.text_choice(0.0))
-        out |= {i: model.text_tokenizer.decode(sequences.unpack(v, ids).answer or []) for i, ids in zip(part, made)}
+        made = conditional_generation.write(model, prompts, model.uniforms(0, range(len(part))), model.text_choice(0.0))
+        out |= {i: model.text_tokenizer.decode(sequences.unpack(v, ids).answer or []) for i, ids in zip(part, made.ids.tolist())}
     return [out[i] for i in range(len(pairs))]
 
 
@@ -197,8 +197,8 @@ def captions_for(model: Tokun, pairs: Sequence[RealPair], seed: int, rows: int =
         prompts = [sequences.caption_prompt(v, tags, pairs[i].codes) for i in part]
         bare = [sequences.caption_prompt(v, tags, None)] * len(part)
         u = model.uniforms(seed + part[0], range(len(part)))
-        made, _ = conditional_generation.write(model, prompts, u, model.text_choice(), bare, model.text_guidance(None))
-        out |= {i: model.text_tokenizer.decode(sequences.unpack(v, ids).caption or []) for i, ids in zip(part, made)}
+        made = conditional_generation.write(model, prompts, u, model.text_choice(), bare, model.text_guidance(None))
+        out |= {i: model.text_tokenizer.decode(sequences.unpack(v, ids).caption or []) for i, ids in zip(part, made.ids.tolist())}
     return [out[i] for i in range(len(pairs))]
 
 

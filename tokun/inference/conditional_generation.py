@@ -19,6 +19,7 @@ from torch import Tensor
 from tokun.data import cropping
 from tokun.inference import latents
 from tokun.inference.image_to_codes import Picture, encode_whole, open_picture, see
+from tokun.inference.sampling import Generated
 from tokun.inference.sampling_arguments import with_sampling_options
 from tokun.inference.token_choice import Choice, DecodingSettings
 from tokun.tokenizers import sequences
@@ -85,10 +86,11 @@ def caption(
     prompts = [sequences.caption_prompt(v, t, codes) for t in tags]
     unconditional_text = [sequences.caption_prompt(v, t, None) for t in tags]
     u, choice = model.uniforms(seed, range(n)).repeat(len(asked), 1), model.text_choice(temperature, top_p)
-    made, nll = write(model, prompts, u, choice, unconditional_text, model.text_guidance(text_guidance_scale))
-    texts = [sequences.unpack(v, ids).caption or [] for ids in made]
-    alone = model.caption_nll(tags, texts)
-    return [words(model, *parts) for parts in zip(texts, [t.register for t in tags], nll, alone)]
+    guidance = model.text_guidance(text_guidance_scale)
+    made = write(model, prompts, u, choice, unconditional_text, guidance)
+    texts = [sequences.unpack(v, ids).caption or [] for ids in made.ids.tolist()]
+    alone = model.caption_nll(tags, texts) if guidance == 1 else made.text_nll_alone.tolist()
+    return [words(model, *parts) for parts in zip(texts, [t.register for t in tags], made.text_nll.tolist(), alone)]
 
 
 def ask(
@@ -105,9 +107,9 @@ def ask(
     require_task(model, "question")
     v, (codes, grid) = model.vocabulary, encode_whole(model, picture)
     prompt = sequences.question_prompt(v, Tags(grid=grid), codes, text_of(model, question, "question"))
-    made, nll = write(model, [prompt] * n, model.uniforms(seed, range(n)), model.text_choice(temperature, top_p))
-    texts = [sequences.unpack(v, ids).answer or [] for ids in made]
-    return [words(model, text, "", own, own) for text, own in zip(texts, nll)]
+    made = write(model, [prompt] * n, model.uniforms(seed, range(n)), model.text_choice(temperature, top_p))
+    texts = [sequences.unpack(v, ids).answer or [] for ids in made.ids.tolist()]
+    return [words(model, text, "", own, own) for text, own in zip(texts, made.text_nll.tolist())]
 
 
 def rewrite(
@@ -125,10 +127,10 @@ def rewrite(
     v, written = model.vocabulary, text_of(model, caption, "caption")
     tags = replace(v.bare(), register=tag_word(register))
     prompt = sequences.rewrite_prompt(v, v.bare(), written, tags.register)
-    made, nll = write(model, [prompt] * n, model.uniforms(seed, range(n)), model.text_choice(temperature, top_p))
-    texts = [sequences.unpack(v, ids).rewritten or [] for ids in made]
+    made = write(model, [prompt] * n, model.uniforms(seed, range(n)), model.text_choice(temperature, top_p))
+    texts = [sequences.unpack(v, ids).rewritten or [] for ids in made.ids.tolist()]
     alone = model.caption_nll([tags] * n, texts)
-    return [words(model, *parts) for parts in zip(texts, [tags.register] * n, nll, alone)]
+    return [words(model, *parts) for parts in zip(texts, [tags.register] * n, made.text_nll.tolist(), alone)]
 
 
 def write(
@@ -138,12 +140,11 @@ def write(
     choice: Choice,
     unconditional_text: list[list[int]] | None = None,
     text_guidance_scale: float = 1.0,
-) -> tuple[list[list[int]], list[float]]:
-    """(whole sequences, nats of their text) for prompts of one length, with uniforms u (B, slots.size). `unconditional_text`: the prompts
-    without their pictures."""
+) -> Generated:
+    """Texts that complete prompts of one length, with uniforms u (B, slots.size). `unconditional_text`: the prompts without their
+    pictures."""
     how = DecodingSettings(text=choice, text_guidance_scale=text_guidance_scale)
-    made = model.generate(prompts, u, how, unconditional_text=unconditional_text)
-    return made.ids.tolist(), made.text_nll.tolist()
+    return model.generate(prompts, u, how, unconditional_text=unconditional_text)
 
 
 def words(model: Tokun, ids: list[int], register: str, nll: float, alone: float) -> Words:

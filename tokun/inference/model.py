@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -103,6 +103,18 @@ class SamplingPlan:
     def tags(self) -> Frequencies:
         """The frequencies that tags are drawn from. For a prompt this runs the generator, once."""
         return self.infer()
+
+
+class DrawnSequence(NamedTuple):
+    """A pair's ids, and their nats."""
+
+    ids: list[int]
+    image_nll: float
+    text_nll: float
+    forced_nll: float
+    """Of the given ids, which the other two include."""
+    text_nll_alone: float | None = None
+    """Of the text without its picture, where text guidance has read it."""
 
 
 @dataclass(repr=False)
@@ -306,19 +318,20 @@ class Tokun:
         """One pair for each row. Its codes and caption are chosen by the uniforms u float32 (B, slots.size). `forced` int64
         (B, slots.size): given ids (see `sampling.generate`); the second result is their nats."""
         v, made = self.vocabulary, self.sequences_from(u, tags, how, caption=caption, forced=forced, watch=watch)
-        parts = [sequences.unpack_pair(v, each[0]) for each in made]
+        parts = [sequences.unpack_pair(v, each.ids) for each in made]
         codes, captions = [own for own, _ in parts], [words for _, words in parts]
         pictures = self.decode_images(codes, [t.grid or v.default_grid for t in tags])
-        alone = self.caption_nll(tags, captions)
-        given = [each[2] for each in made] if caption is None else self.caption_nll(tags, captions, codes)
+        read = [each.text_nll_alone for each in made if each.text_nll_alone is not None]
+        alone = read if len(read) == len(made) else self.caption_nll(tags, captions)
+        given = [each.text_nll for each in made] if caption is None else self.caption_nll(tags, captions, codes)
         pairs = [
             Pair(
                 pictures[i], self.text_tokenizer.decode(captions[i]), seed, indices[i], tags[i], codes[i], captions[i],
-                made[i][1], given[i], alone[i] - given[i], caption is not None,
+                made[i].image_nll, given[i], alone[i] - given[i], caption is not None,
             )
             for i in range(len(tags))
         ]  # fmt: skip
-        return pairs, [each[3] for each in made]
+        return pairs, [each.forced_nll for each in made]
 
     @torch.inference_mode()
     def sequences_from(
@@ -330,12 +343,12 @@ class Tokun:
         caption: list[int] | None = None,
         forced: Tensor | None = None,
         watch: Watch | None = None,
-    ) -> list[tuple[list[int], float, float, float]]:
-        """(ids, nats of the codes, of the text, of the given ids) of each row of `pairs_from`."""
-        v = self.vocabulary
+    ) -> list[DrawnSequence]:
+        """That of each row of `pairs_from`."""
+        v, guided = self.vocabulary, caption is None and how.text_guidance_scale != 1
         prompts = [sequences.image_prompt(v, t, caption) for t in tags]
         bare = [sequences.unconditional_image_prompt(v, t.grid) for t in tags]
-        made: dict[int, tuple[list[int], float, float, float]] = {}
+        made: dict[int, DrawnSequence] = {}
         # rows share a length; a seed's block of rows keeps its place, so equal lengths are grouped in order
         for width in sorted({len(p) for p in prompts}):
             rows = [i for i, p in enumerate(prompts) if len(p) == width]
@@ -349,7 +362,10 @@ class Tokun:
                 watch=self._reporting(watch, width) if watch is not None and rows[0] == 0 else None,
             )
             for j, i in enumerate(rows):
-                made[i] = (out.ids[j].tolist(), float(out.image_nll[j]), float(out.text_nll[j]), float(out.forced_nll[j]))
+                drawn, written, given, alone = (
+                    float(nats[j]) for nats in (out.image_nll, out.text_nll, out.forced_nll, out.text_nll_alone)
+                )
+                made[i] = DrawnSequence(out.ids[j].tolist(), drawn, written, given, alone if guided else None)
         return [made[i] for i in range(len(tags))]
 
     def generate(

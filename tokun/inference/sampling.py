@@ -41,6 +41,7 @@ class Generated:
     ids: Tensor
     image_nll: Tensor  # (B,) nats, float64, of the sampled codes
     text_nll: Tensor  # (B,) of the sampled text and its end
+    text_nll_alone: Tensor  # (B,) of the same without the picture, known where text guidance reads it; else 0
     forced_nll: Tensor  # (B,) of the given codes and pieces, which the other two include
     low: Tensor  # (B, slots) float64: the interval of u that gives the same choice, low to high; 0 and 1 for unused slots
     high: Tensor
@@ -162,7 +163,9 @@ class Block:
         self.states, self.lengths = torch.zeros(B, dtype=torch.long, device=device), torch.zeros(B, dtype=torch.long, device=device)
         for token in prompts.T:
             self.states, self.lengths = self.grammar.advance(self.states, self.lengths, token)
-        self.image_nll, self.text_nll, self.forced_nll = (torch.zeros(B, dtype=torch.float64, device=device) for _ in range(3))
+        self.image_nll, self.text_nll, self.text_nll_alone, self.forced_nll = (
+            torch.zeros(B, dtype=torch.float64, device=device) for _ in range(4)
+        )
         self.low = torch.zeros(B, slots.size, dtype=torch.float64, device=device)
         self.high = torch.ones_like(self.low)
         self.rows = torch.arange(B, device=device)  # rows of the block that are still in the batch
@@ -208,7 +211,7 @@ class Block:
         """These rows in their current state as a separate block in the same cache. Only for streams of the C++ program."""
         assert isinstance(self.stream, NativeStream)
         other, many = copy.copy(self), len(self.rows)
-        for name in ("ids", "states", "lengths", "image_nll", "text_nll", "forced_nll", "low", "high", "u", "forced", "unconditional_text"):
+        for name in ("states", "lengths", "u", "forced", "unconditional_text", *(f.name for f in fields(Generated))):
             part = getattr(self, name)
             setattr(other, name, None if part is None else part[rows])
         other.rows, other.n_codes = torch.arange(len(rows)), n_codes
@@ -226,7 +229,8 @@ class Block:
             self.write_all(self.stream)
         while not self.has_ended():
             self.write(False)
-        return Generated(self.ids[:, : self.length], self.image_nll, self.text_nll, self.forced_nll, self.low, self.high)
+        found = (getattr(self, f.name) for f in fields(Generated)[1:])
+        return Generated(self.ids[:, : self.length], *found)
 
     def in_picture(self) -> bool:
         """Whether all rows are at the same position of a picture."""
@@ -327,6 +331,9 @@ class Block:
         if draws:
             self.image_nll.index_add_(0, self.rows, torch.where(in_image, nll, 0.0))
         self.text_nll.index_add_(0, self.rows, torch.where(in_text, nll, 0.0))
+        if self.unconditional is not None:
+            alone = self.nats(base, grammatical, chosen)
+            self.text_nll_alone.index_add_(0, self.rows, torch.where(in_text, alone, 0.0))
         if self.forced is not None:
             self.forced_nll.index_add_(0, self.rows, torch.where(is_given, nll, 0.0))
         self.states, self.lengths = self.grammar.advance(self.states, self.lengths, chosen)

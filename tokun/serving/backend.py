@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokun.inference.model import Tokun, Watch
+from tokun.inference.model import DrawnSequence, Tokun, Watch
 from tokun.inference.token_choice import Choice, DecodingSettings
 from tokun.tokenizers import sequences
 from tokun.tokenizers.vocabulary import Tags
@@ -124,7 +124,7 @@ class Served(Tokun):
         caption: list[int] | None = None,
         forced: Tensor | None = None,
         watch: Watch | None = None,
-    ) -> list[tuple[list[int], float, float, float]]:
+    ) -> list[DrawnSequence]:
         """As `Tokun.sequences_from`. Raises UserError for guidance of pictures, for an adapter, and for a server that cannot be reached or
         does not draw pairs of this model."""
         if forced is not None:  # the server takes no given ids
@@ -166,7 +166,7 @@ class Served(Tokun):
         if guided:
             made = self.worded(made, u, tags, how)
         both = self.both_nll(made)
-        return [(ids, drawn, written if caption is None else 0.0, 0.0) for ids, (drawn, written) in zip(made, both)]
+        return [DrawnSequence(ids, drawn, written if caption is None else 0.0, 0.0) for ids, (drawn, written) in zip(made, both)]
 
     def checked(self, ids: list[int], prompt: int, n_codes: int, *, whole: bool) -> list[int]:
         """The ids, if they are a pair or (without `whole`) its beginning up to the end of its picture. Raises UserError otherwise."""
