@@ -537,3 +537,14 @@ def test_an_adapter_keeps_its_bases_tasks(base, tmp_path):
     older = tokun.load(base)
     older.tasks = ()  # not recorded: nothing is refused
     assert older.use_adapter(older.add_adapter(folder)).tasks == ()
+
+
+def test_an_adapter_knows_its_bases_questions_and_its_own(base, tmp_path):
+    folder = made(base, tmp_path / "mine")
+    about, model = json.loads((folder / "adapter.json").read_text()), tokun.load(base)
+    model.question_wordings = ("what is shown",)
+    for own, known in ((None, ("what is shown",)), (["is this a …"], ("what is shown", "is this a …")), ([], ())):
+        (folder / "adapter.json").write_text(json.dumps(about | {"question_wordings": own}))
+        assert model.use_adapter(model.add_adapter(folder)).question_wordings == known
+        model.use_adapter(None)
+        assert model.question_wordings == ("what is shown",)

@@ -81,6 +81,28 @@ def test_subjects_are_named_as_the_model_answers(tiny_model, held_out, monkeypat
     assert (none_right.value, none_right.n) == (0.0, len(held_out)) and "commonest is 100.0%" in none_right.note
 
 
+def test_questions_are_answered_as_the_model_answers_and_told_wording_by_wording(tiny_model, held_out, monkeypatch):
+    assert caption_figures.questions_answered(tiny_model, held_out) == [], "of a model without questions nothing is said"
+    monkeypatch.setattr(tiny_model, "tasks", ("joint", "question"))
+    questions = ["Is this a moth?", "How many are there in all of it?"] * (len(held_out) // 2) + ["Is this a moth?"] * (len(held_out) % 2)
+    answers = [tiny_model.ask(pair.image, question, temperature=0.0)[0].text for pair, question in zip(held_out, questions)]
+    assert caption_figures.answers_to(tiny_model, questions, held_out) == answers
+    monkeypatch.setattr(caption_figures, "answers_to", lambda model, asked, pairs: ["yes" if "moth" in text else "two" for text in asked])
+    asked = [
+        replace(pair, questions=(("Is this a moth?", "yes" if i % 4 else "no"), ("How many are there?", "two"), ("What is shown?", str(i))))
+        for i, pair in enumerate(held_out)
+    ]
+    found = {figure.name.partition(": ")[2]: figure for figure in caption_figures.questions_answered(tiny_model, asked)}
+    n = len(held_out)
+    assert found.keys() == {"is this a moth", "how many are there"}, "what is shown has an answer of its own for each picture"
+    assert found["is this a moth"].value == pytest.approx(sum(i % 4 > 0 for i in range(n)) / n) and found["how many are there"].value == 1
+    assert "always 'yes': 7" in found["is this a moth"].note and "always 'two': 100.0%" in found["how many are there"].note
+    monkeypatch.setattr(tiny_model, "question_wordings", ("how many …",))
+    assert [figure.name for figure in caption_figures.questions_answered(tiny_model, asked)] == [
+        "question answered right, held-out: how many …"
+    ]
+
+
 # --- coherence --------------------------------------------------------------------------------------------------------
 
 

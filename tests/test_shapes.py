@@ -23,6 +23,7 @@ from tokun.inference import bulk, conditional_generation, decoder, image_to_code
 from tokun.inference.load import load
 from tokun.inference.model import Tokun
 from tokun.inference.token_choice import Choice, Constraints, DecodingSettings
+from tokun.render import svg
 from tokun.serving import __main__ as serving
 from tokun.tokenizers import sequences
 from tokun.tokenizers.vocabulary import Tags
@@ -68,6 +69,15 @@ def test_same_seed_same_pair_for_any_batch_size_and_shape(shaped_model, seed, op
         if "text_guidance_scale" in options:  # guidance reads the words without their pictures, row by row
             assert [p.pmi for p in pairs] == [p.pmi for p in whole]
     assert tokens(shaped_model.sample(seed, indices=[11, 2], **options)) == tokens([whole[11], whole[2]])
+
+
+def test_an_svg_has_the_shape_of_its_pair(shaped_model):
+    pairs = shaped_model.sample(4, n=12)
+    assert len({pair.image.size for pair in pairs}) >= 4
+    for pair in pairs:
+        text = svg.to_svg(pair.image, 10_000)
+        width, height = pixels(pair.tags.grid)
+        assert len(text.encode()) <= 10_000 and f'width="{width}"' in text[:200] and f'height="{height}"' in text[:200]
 
 
 def test_a_picture_is_as_large_as_its_grid_and_its_record_says_so(shaped_model):

@@ -32,6 +32,9 @@ def test_pictures_in_checkpoint_out_and_pairs_from_it(finished):
     image, caption = model(42)
     assert image.size == (32, 32) and caption
     assert set(model.tasks) == {"joint", "text_to_image", "question", "rewrite"}  # the toy pictures hold what each needs
+    with pytest.raises(ValueError, match=r"no question like 'Who painted this\?'"):
+        model.ask(image, "Who painted this?")
+    assert model.question_wordings and model.ask(image, model.question_wordings[0].replace("…", "disc"))
     card = (finished[1] / "checkpoint" / "README.md").read_text()
     assert "Figures" in card and "dB" in card
     assert list((finished[1] / "samples").glob("step-*.png"))

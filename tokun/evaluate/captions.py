@@ -16,6 +16,7 @@ import numpy as np
 from tokun.data import cropping
 from tokun.data.caption_words import words
 from tokun.data.cropping import Grid
+from tokun.data.question_wordings import QuestionWordings, wording_of
 from tokun.evaluate import figures
 from tokun.evaluate.figures import Figure, bootstrap
 from tokun.evaluate.held_out_pairs import RealPair, grids_of
@@ -45,7 +46,8 @@ def measure(
     for what, texts in (("generated", made), ("held-out", real)):
         found += repetition(texts, what) + (copies(texts, training, what) if training else [])
     found += wholeness([(pair.caption, len(pair.caption_ids) >= model.vocabulary.max_text) for pair in samples], real)
-    return found + agreement(captions_for(model, held_out, seed), real, seed) + subjects_named(model, held_out)
+    found += agreement(captions_for(model, held_out, seed), real, seed) + subjects_named(model, held_out)
+    return found + questions_answered(model, held_out)
 
 
 def grams(tokens: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
@@ -169,14 +171,46 @@ def subjects_named(model: Tokun, held_out: Sequence[RealPair]) -> list[Figure]:
     ]  # fmt: skip
 
 
-def answers_to(model: Tokun, question: str, pairs: Sequence[RealPair], rows: int = 64) -> list[str]:
-    """The likeliest answer to a question about each picture, as `model.ask` gives it at temperature 0."""
-    v, asked = model.vocabulary, model.encode_text(question)
-    out: dict[int, str] = {}
-    for grid, part in batches(model, pairs, rows):
-        prompts = [sequences.question_prompt(v, Tags(grid=grid), pairs[i].codes, asked) for i in part]
-        made = conditional_generation.write(model, prompts, model.uniforms(0, range(len(part))), model.text_choice(0.0))
-        out |= {i: model.text_tokenizer.decode(sequences.unpack(v, ids).answer or []) for i, ids in zip(part, made.ids.tolist())}
+MOST_ASKED, MOST_SHOWN = 128, 12  # questions of a wording; wordings
+
+
+def questions_answered(model: Tokun, held_out: Sequence[RealPair]) -> list[Figure]:
+    """How often the model gives the answer that the shards hold, for each of the most frequent wordings of the held-out questions (free
+    ones, such as "what is shown", are left out). Nothing of a model that was not trained on questions."""
+    if "question" not in model.tasks:
+        return []
+    asked = [(pair, question, answer) for pair in held_out for question, answer in pair.questions]
+    known = model.question_wordings or QuestionWordings(question for _, question, _ in asked).wordings()
+    by_wording: dict[str, list[tuple[RealPair, str, str]]] = {}
+    for one in asked:
+        if (wording := wording_of(one[1], known)) and len(model.text_tokenizer.encode(one[1])) <= model.vocabulary.max_text:
+            by_wording.setdefault(wording, []).append(one)
+    found = []
+    for wording, cases in sorted(by_wording.items(), key=lambda item: -len(item[1]))[:MOST_SHOWN]:
+        cases = cases[:: math.ceil(len(cases) / MOST_ASKED)]
+        counts = Counter(answer for _, _, answer in cases)
+        if len(counts) > len(cases) / 2:  # each answer its own: nothing is right or wrong
+            continue
+        answers = answers_to(model, [question for _, question, _ in cases], [pair for pair, _, _ in cases])
+        right = [answer == wanted for answer, (_, _, wanted) in zip(answers, cases)]
+        commonest, count = counts.most_common(1)[0]
+        note = f"likeliest answer; always {commonest!r}: {count / counts.total():.1%}"
+        found.append(figures.share(f"question answered right, held-out: {wording}", right, better="more", note=note))
+    return found
+
+
+def answers_to(model: Tokun, questions: str | Sequence[str], pairs: Sequence[RealPair], rows: int = 64) -> list[str]:
+    """The likeliest answer to a question about each picture, or to one of its own, as `model.ask` gives it at temperature 0."""
+    v, out = model.vocabulary, dict[int, str]()
+    asked = [model.encode_text(text) for text in ([questions] * len(pairs) if isinstance(questions, str) else questions)]
+    for grid, part in batches(model, pairs, len(pairs)):
+        prompts = {i: sequences.question_prompt(v, Tags(grid=grid), pairs[i].codes, asked[i]) for i in part}
+        for width in dict.fromkeys(map(len, prompts.values())):
+            alike = [i for i in part if len(prompts[i]) == width]
+            for few in (alike[first : first + rows] for first in range(0, len(alike), rows)):
+                u = model.uniforms(0, range(len(few)))
+                made = conditional_generation.write(model, [prompts[i] for i in few], u, model.text_choice(0.0))
+                out |= {i: model.text_tokenizer.decode(sequences.unpack(v, ids).answer or []) for i, ids in zip(few, made.ids.tolist())}
     return [out[i] for i in range(len(pairs))]
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from tokun import data
 from tokun.data import cropping
-from tokun.data.sample_record import plain_of
+from tokun.data.sample_record import plain_of, questions_of
 from tokun.inference.image_to_codes import see
 from tokun.inference.model import Pair, Tokun
 from tokun.render.grids import as_picture
@@ -32,6 +32,7 @@ class RealPair:
     tags: Tags
     codes: list[int]
     caption_ids: list[int]
+    questions: tuple[tuple[str, str], ...] = ()  # with their answers
 
 
 def read_pairs(
@@ -83,7 +84,7 @@ def _read(model: Tokun, samples: data.ImageSamples, i: int, style_key: str, subj
     try:
         framed = samples.framed(i)
         tree = samples.index.read_json(i)
-        caption = plain_of(tree, caption_key)
+        caption, questions = plain_of(tree, caption_key), tuple(questions_of(tree))
     except (OSError, BadSample):
         return None
     ids = model.text_tokenizer.encode(caption)
@@ -100,6 +101,7 @@ def _read(model: Tokun, samples: data.ImageSamples, i: int, style_key: str, subj
         "caption": caption,
         "tags": tags,
         "caption_ids": ids,
+        "questions": questions,
     }
 
 

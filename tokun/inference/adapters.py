@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from tokun.config import SamplingConfig
+from tokun.data.question_wordings import wordings_on
 from tokun.inference import decoder, folders
 from tokun.inference.candidates import require_candidates
 from tokun.inference.folders import ABOUT, CARD, VOCABULARY
@@ -65,6 +66,8 @@ class Adapter:
     defaults: SamplingConfig = field(default_factory=SamplingConfig)
     tag_counts: TagCounts = field(default_factory=list, repr=False)
     tasks: tuple[str, ...] = ()
+    question_wordings: tuple[str, ...] | None = None
+    """Of its own questions; None: it has none, () : not recorded."""
     card: str = field(default="", repr=False)
 
     @property
@@ -85,6 +88,7 @@ def write(adapter: Adapter, folder: Path) -> None:
     about = {
         "base": adapter.base, "base_fingerprint": adapter.base_fingerprint,
         "defaults": asdict(adapter.defaults), "tag_counts": [list(row) for row in adapter.tag_counts], "tasks": list(adapter.tasks),
+        "question_wordings": adapter.question_wordings,
     }  # fmt: skip
     (folder / ABOUT).write_text(settings_json(about), encoding="utf-8")
     adapter.vocabulary.save(folder / VOCABULARY)
@@ -110,6 +114,8 @@ def read(path: str | Path, name: str = "") -> Adapter:
         config, about = (json.loads((folder / part).read_text(encoding="utf-8")) for part in (CONFIG, ABOUT))
         counts = read_counts(about["tag_counts"])
         defaults, tasks = SamplingConfig(**about["defaults"]), tuple(map(str, about["tasks"]))
+        asked = about.get("question_wordings", ())
+        asked = None if asked is None else tuple(map(str, asked))
         require_candidates(defaults.best_of, f"{folder / ABOUT}: defaults.")
         base, made_on = str(about["base"]), str(about["base_fingerprint"])
         require_mergeable(config)
@@ -122,7 +128,7 @@ def read(path: str | Path, name: str = "") -> Adapter:
     card = folders.card_in(folder)
     local = Path(path).expanduser().exists()  # a snapshot of the Hub's is named by its commit
     called = name or ((folder.parent if folder.name == "adapter" else folder).name if local else str(path).rpartition("/")[2])
-    return Adapter(called, base, made_on, config, tensors, Vocabulary.load(folder / VOCABULARY), defaults, counts, tasks, card)
+    return Adapter(called, base, made_on, config, tensors, Vocabulary.load(folder / VOCABULARY), defaults, counts, tasks, asked, card)
 
 
 def require_mergeable(config: dict[str, Any]) -> None:
@@ -294,6 +300,7 @@ class Base:
     defaults: SamplingConfig
     tag_counts: TagCounts
     tasks: tuple[str, ...]
+    question_wordings: tuple[str, ...]
     card: str
 
 
@@ -322,12 +329,13 @@ def use(model: Tokun, name: str | None) -> None:
     model.base, model.adapter = base, name
     card = adapter.card or base.card
     tasks = tasks_on(base.tasks, adapter.tasks)
-    _become(model, Base(generator, adapter.vocabulary, adapter.defaults, adapter.tag_counts, tasks, card))
+    asked = wordings_on(base.question_wordings, adapter.question_wordings)
+    _become(model, Base(generator, adapter.vocabulary, adapter.defaults, adapter.tag_counts, tasks, asked, card))
 
 
 def base_of(model: Tokun) -> Base:
     m = model
-    return m.base or Base(m.generator, m.vocabulary, m.defaults, m.tag_counts, m.tasks, m.card)
+    return m.base or Base(m.generator, m.vocabulary, m.defaults, m.tag_counts, m.tasks, m.question_wordings, m.card)
 
 
 def card_of(model: Tokun) -> str:

@@ -17,6 +17,8 @@ from PIL import Image
 from torch import Tensor
 
 from tokun.data import cropping
+from tokun.data.caption_words import words as words_of
+from tokun.data.question_wordings import wording_of
 from tokun.inference import latents
 from tokun.inference.image_to_codes import Picture, encode_whole, open_picture, see
 from tokun.inference.sampling import Generated
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from tokun.inference.sampling_arguments import SamplingArguments
 
 MAX_STEPS = 10_000  # of an interpolation
+SHOWN = 12  # wordings of questions in an error
 WIDE = 1 / 3  # of a picture's side: width of the regions that change together between two seeds; the wider, the fewer seams
 
 
@@ -103,8 +106,9 @@ def ask(
     temperature: float | None = None,
     top_p: float | None = None,
 ) -> list[Words]:
-    """n answers to a question about a picture. Raises UserError for a model that was not trained on questions."""
+    """n answers to a question about a picture. Raises UserError for a model that was not trained on questions, or not on such a one."""
     require_task(model, "question")
+    require_wording(model, question)
     v, (codes, grid) = model.vocabulary, encode_whole(model, picture)
     prompt = sequences.question_prompt(v, Tags(grid=grid), codes, text_of(model, question, "question"))
     made = write(model, [prompt] * n, model.uniforms(seed, range(n)), model.text_choice(temperature, top_p))
@@ -179,6 +183,18 @@ class Score:
     """Of all pieces and the end, given the picture."""
     pmi: float
     """log p(caption | picture) - log p(caption): above 0 if the picture makes the words more likely."""
+
+
+def require_wording(model: Tokun, question: str) -> None:
+    """Raise UserError for a question unlike all that the model was trained on, if these are recorded."""
+    known = model.question_wordings
+    if known and isinstance(question, str) and words_of(question) and not wording_of(question, known):
+        more = f", and {len(known) - SHOWN} more" if len(known) > SHOWN else ""
+        raise UserError(
+            f"this model was trained on no question like {question!r}, so its answer would mean nothing. It knows: "
+            f"{'; '.join(known[:SHOWN])}{more} (`tokun info --json` has all). "
+            "More can be trained: questions in each KEY.json (docs/guides/data.md)"
+        )
 
 
 def score(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from tokun.config import SamplingConfig
+from tokun.data.question_wordings import wordings_on
 from tokun.inference import folders
 from tokun.tokenizers.wordings import tasks_on
 from tokun.utils.errors import UserError, reading
@@ -49,6 +50,7 @@ class Description:
     things: tuple[str, ...]
     registers: tuple[str, ...]
     tasks: tuple[str, ...]
+    questions: tuple[str, ...]  # their wordings, where they are recorded (`data.question_wordings`)
     pieces: int  # of text
     longest: int  # pieces of a caption, at most
     defaults: dict[str, Any]  # of sampling
@@ -85,7 +87,8 @@ class Description:
     def _tags(self, most: int = SHOWN) -> list[tuple[str, str]]:
         kinds = {"styles": self.styles, "subjects": self.subjects, "things": self.things}
         counted = [(label, f"{len(names)}: {some(names, most)}" if names else "none") for label, names in kinds.items()]
-        return [*counted, ("registers", ", ".join(self.registers) or "none"), ("tasks", ", ".join(self.tasks) or "not recorded")]
+        asked = [("questions", some(self.questions, most))] if self.questions else []
+        return [*counted, ("registers", ", ".join(self.registers) or "none"), ("tasks", ", ".join(self.tasks) or "not recorded"), *asked]
 
     def network(self) -> str:
         size = f"{self.parameters / 1e6:.1f}M parameters" if self.parameters >= 1e5 else f"{self.parameters:,} parameters"
@@ -167,9 +170,11 @@ def _of_adapter(folder: Path) -> Description:
         if folders.is_local(base):  # any other base is not downloaded just for this
             at = folders.resolve(base)
             network, tokenizer = _json(at / folders.GENERATOR / "config.json"), _json(at / folders.IMAGE_TOKENIZER / "config.json")
+            settings, own = _json(at / folders.SAMPLING), about.get("question_wordings", ())
             matching = (at / folders.MATCHING).is_dir()
             # as when the adapter is in use
-            about["tasks"] = tasks_on(_json(at / folders.SAMPLING).get("tasks", ()), about.get("tasks", ()))
+            about["tasks"] = tasks_on(settings.get("tasks", ()), about.get("tasks", ()))
+            about["question_wordings"] = wordings_on(tuple(settings.get("question_wordings", ())), own if own is None else tuple(own))
         return _made(
             vocabulary,
             about,
@@ -205,6 +210,7 @@ def _made(
         things=by_frequency(vocabulary.get("things", ()), ((row[2], row[-1]) for row in counts if len(row) > 3)),
         registers=tuple(vocabulary["registers"]),
         tasks=tuple(settings.get("tasks", ())),
+        questions=tuple(settings.get("question_wordings") or ()),
         pieces=int(vocabulary["text_size"]),
         longest=int(vocabulary["max_text"]),
         defaults=dict(settings.get("defaults", {})),
@@ -223,7 +229,12 @@ def of_model(model: Tokun) -> Description:
     name = title(base) or "a model without a card"
     return _made(
         v.to_dict(),
-        {"tasks": model.tasks, "tag_counts": model.tag_counts, "defaults": asdict(model.defaults)},
+        {
+            "tasks": model.tasks,
+            "question_wordings": model.question_wordings,
+            "tag_counts": model.tag_counts,
+            "defaults": asdict(model.defaults),
+        },
         config.to_dict(),
         {"image_channels": tokenizer.image_channels, "downsample": tokenizer.downsample},
         own,

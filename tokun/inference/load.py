@@ -83,5 +83,6 @@ def assembled(folder: Path, dtype: torch.dtype = torch.float32, *, generator: An
         card,
         settings.fit,
         settings.unrepeated_words,
+        settings.question_wordings,
         head_in(folder / MATCHING, generator, vocabulary),
     )

@@ -136,6 +136,8 @@ class Tokun:
     unrepeated_words: tuple[str, ...] = ()
     """Words that training captions hardly ever have twice (`data.caption_words`). Texts written with `no_repeats` never do. An adapter
     keeps its base's."""
+    question_wordings: tuple[str, ...] = ()
+    """Of the questions it was trained on (`data.question_wordings`); empty: not recorded."""
     matching: MatchingHead | None = None
     """Says how well captions fit pictures (`match`); None: not trained (`align.matching`). An adapter keeps its base's."""
 
@@ -602,6 +604,7 @@ class Tokun:
             "tasks": list(self.tasks),
             "fit": self.fit,
             "unrepeated_words": list(self.unrepeated_words),
+            "question_wordings": list(self.question_wordings),
             "image_tokenizer": self.image_tokenizer.fingerprint(),
             "text_tokenizer": self.text_tokenizer.fingerprint(),
         }

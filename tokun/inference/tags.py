@@ -43,9 +43,10 @@ def read_counts(rows: Iterable[Sequence[Any]]) -> TagCounts:
 
 
 def settings_json(settings: dict[str, Any]) -> str:
-    """Settings as JSON. Each row of `tag_counts`, and all of `unrepeated_words`, take one line, since there are thousands."""
+    """Settings as JSON. Each row of `tag_counts`, and all words and wordings, take one line, since there are thousands."""
     rows = ",\n  ".join(json.dumps(row) for row in settings["tag_counts"])
-    long = {"tag_counts": f"[\n  {rows}\n ]", "unrepeated_words": json.dumps(settings.get("unrepeated_words"))}
+    long = {name: json.dumps(settings.get(name)) for name in ("unrepeated_words", "question_wordings")}
+    long["tag_counts"] = f"[\n  {rows}\n ]"
     text = json.dumps({name: [] if name in long else value for name, value in settings.items()}, indent=1)
     for name, written in long.items():
         text = text.replace(f'"{name}": []', f'"{name}": {written}', 1)

@@ -152,8 +152,15 @@ class Tuned:
         state = {adapters.FRONT + name: tensor.detach().float().cpu().clone() for name, tensor in whole.items()}
         return need("peft", extra="train").get_peft_model_state_dict(self.peft, state_dict=state, save_embedding_layers=False)
 
-    def adapter(self, tensors: dict[str, Tensor], *, tag_counts: Sequence[TagCount] = (), tasks: Sequence[str] = ()) -> Adapter:
-        """The adapter with these `tensors`, as it is loaded. Without tag counts, the base's apply."""
+    def adapter(
+        self,
+        tensors: dict[str, Tensor],
+        *,
+        tag_counts: Sequence[TagCount] = (),
+        tasks: Sequence[str] = (),
+        question_wordings: tuple[str, ...] | None = None,
+    ) -> Adapter:
+        """The adapter with these `tensors`, as it is loaded. Without tag counts or wordings of questions, the base's apply."""
         base = None if is_bundled(self.config.start) else f"{self.config.start}/{GENERATOR}"  # for plain peft
         settings = self.peft.peft_config["default"].to_dict() | {"inference_mode": True, "base_model_name_or_path": base}
         plain = json.loads(
@@ -161,7 +168,7 @@ class Tuned:
         )
         return Adapter(
             Path(self.config.out).name, self.config.start, self.base_fingerprint, plain, tensors, self.vocabulary,
-            self.config.sampling, list(tag_counts), tuple(tasks),
+            self.config.sampling, list(tag_counts), tuple(tasks), question_wordings,
         )  # fmt: skip
 
     def write(self, whole: Tokun, folder: Path, card: str) -> None:

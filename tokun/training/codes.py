@@ -24,6 +24,7 @@ from tokun import data
 from tokun.config import Config
 from tokun.data import cropping, mirror
 from tokun.data.caption_words import RepetitionCounts
+from tokun.data.question_wordings import QuestionWordings
 from tokun.data.sample_record import questions_of
 from tokun.inference.checkpoint_folder import read_settings
 from tokun.inference.folders import SAMPLING, resolve
@@ -207,13 +208,14 @@ def _encoded(run: Run, target: Path, split: str, skips: dict[str, dict[str, int]
 
 def _count_held(records: Iterable[dict[str, Any]], grids: Sequence[cropping.Grid], start: str = "") -> dict[str, Any]:
     """The counts of the training samples in codes.json: `tag_counts`, `register_counts`, `question_count` (samples that have questions),
-    `grid_counts`, `unrepeated_words`.
+    `question_wordings`, `grid_counts`, `unrepeated_words`.
 
     A row of tag_counts is [style, subject, count]; with things or several grids, it is [style, subject, thing, "HxW", count]. Things that
     are too rare for a tag (`common_things`) are left empty. Unrepeated words include those of the checkpoint `start` that these captions do
     not decide.
     """
     rows, registers, shapes, repetition, asked = [], Counter[str](), Counter[str](), RepetitionCounts(), 0
+    questions = QuestionWordings()
     for tree in records:
         grid = cropping.grid_text(tree["grid"])
         rows.append((tree["style"], tree["subject"], tree.get("thing", ""), grid))
@@ -223,12 +225,15 @@ def _count_held(records: Iterable[dict[str, Any]], grids: Sequence[cropping.Grid
             repetition.add(caption)
         shapes[grid] += 1
         asked += bool(tree.get("questions"))
+        for question, _ in questions_of(tree):
+            questions.add(question)
     things = common_things(Counter(row[2] for row in rows if row[2]))
     rows = [(style, subject, thing if thing in things else "", grid) for style, subject, thing, grid in rows]
     wide = bool(things) or len(grids) > 1
     return {
         "tag_counts": count_tags(row if wide else row[:2] for row in rows),
         "register_counts": dict(sorted(registers.items())), "question_count": asked,
+        "question_wordings": questions.wordings(),
         "grid_counts": {name: shapes[name] for name in map(cropping.grid_text, grids)},
         "unrepeated_words": repetition.unrepeated(read_settings(resolve(start) / SAMPLING).unrepeated_words if start else ()),
     }  # fmt: skip

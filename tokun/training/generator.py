@@ -118,9 +118,10 @@ class Parts:
     def checkpoint(self, generator: nn.Module, config: Config, tasks: Sequence[str], device: torch.device) -> Tokun:
         """The whole model, as users load it."""
         tags = [tuple(c) for c in self.codes["tag_counts"]]
+        asked = tuple(self.codes.get("question_wordings", ())) if "question" in tasks else ()
         return Tokun(
             self.image_tokenizer.to(device), self.text_tokenizer, self.vocabulary, generator, config.sampling, tags, tuple(tasks),
-            fit=self.codes.get("fit", ""), unrepeated_words=self.unrepeated_words(config.start),
+            fit=self.codes.get("fit", ""), unrepeated_words=self.unrepeated_words(config.start), question_wordings=asked,
         )  # fmt: skip
 
     def unrepeated_words(self, start: str) -> tuple[str, ...]:
@@ -360,7 +361,8 @@ class GeneratorStage(EngineStage):
         if self.run.rank > 0:
             return None
         tags = [tuple(c) for c in self.parts.codes["tag_counts"]]
-        adapter = self.tuned.adapter(tensors, tag_counts=tags, tasks=self.tasks)
+        asked = tuple(self.parts.codes.get("question_wordings", ())) if "question" in self.tasks else None
+        adapter = self.tuned.adapter(tensors, tag_counts=tags, tasks=self.tasks, question_wordings=asked)
         return self.tuned.model(adapter).to(self.engine.device)
 
     def _save(self, whole: Tokun, folder: Path, record: dict[str, Any]) -> None:
