@@ -178,7 +178,7 @@ def _easy(x: np.ndarray, texts: list[str]) -> recognition.Judge:
 
 @pytest.mark.slow
 @needs("torchmetrics", reason="the extra eval is not installed")
-def test_the_doctor_tells_what_is_kept_or_why_not(checkpoint_folder, small_shards, network, tmp_path, monkeypatch):
+def test_the_judge_tells_what_is_kept_and_how_pairs_fit_or_why_not(checkpoint_folder, small_shards, network, tmp_path, monkeypatch):
     arguments = [
         "--checkpoint",
         str(checkpoint_folder),
@@ -187,20 +187,27 @@ def test_the_doctor_tells_what_is_kept_or_why_not(checkpoint_folder, small_shard
         "--features",
         str(network),
         "--only",
-        "doctor",
+        "doctor,coherence",
+        "--n-samples",
+        "40",
         "--out",
         str(tmp_path),
     ]
 
     def figures() -> dict[str, dict]:
-        found = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))["figures"]["doctor"]
-        return {figure["name"]: figure for figure in found}
+        found = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))["figures"]
+        return {figure["name"]: figure for room in found.values() for figure in room}
 
     evaluate.main(arguments)
-    assert figures()["recognition kept"]["note"].startswith("skipped: needs --train-shards")
+    for name in ("recognition kept", "recognition, held-out", "recognition, generated"):
+        assert figures()[name]["note"].startswith("skipped: needs --train-shards")
     monkeypatch.setattr(recognition, "fit", lambda x, texts, seed: _easy(x, texts))
     evaluate.main([*arguments, "--train-shards", str(small_shards / "train-*.tar")])
     found = figures()
     kept = found["recognition of reconstructions"]["value"] / found["recognition of originals"]["value"]
     assert found["recognition kept"]["value"] == pytest.approx(kept) and found["recognition of originals"]["n"] >= 16
+    own = found["recognition ranks the own caption first of 16, held-out"]
+    assert own["value"] == found["recognition of originals"]["value"] and own["n"] == found["recognition of originals"]["n"]
+    drawn = found["recognition ranks the own caption first of 16, generated"]
+    assert drawn["n"] == 40 and 0 <= drawn["low"] <= drawn["value"] <= drawn["high"] <= 1
     assert (tmp_path / "recognition.npz").is_file()

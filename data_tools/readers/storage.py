@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import sys
 from pathlib import Path
@@ -40,4 +39,6 @@ def storage_errors() -> tuple[type[BaseException], ...]:
     """The exceptions of the storages behind fsspec. They share no base class, and only imported backends are listed."""
     others = (("aiohttp", "ClientError"), ("botocore.exceptions", "BotoCoreError"), ("google.auth.exceptions", "GoogleAuthError"))
     loaded = [getattr(sys.modules[module], name) for module, name in (*others, ("gcsfs.retry", "HttpError")) if module in sys.modules]
+    import asyncio  # a hundredth of a second, which most runs of `prepare` do not need
+
     return (OSError, ValueError, asyncio.TimeoutError, *loaded)

@@ -22,7 +22,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -222,13 +222,17 @@ def doctor(case: Case) -> list[Figure]:
     from tokun.evaluate import doctor
 
     found = doctor.measure(case.model, case.held_out, seed=case.args.seed, features=case.features, out=case.args.out)
+    return found + by_recogniser(case, "recognition kept", partial(doctor.recognised, case.model, case.held_out, seed=case.args.seed))
+
+
+def by_recogniser(case: Case, name: str, measure: Callable[[Judge, Features], list[Figure]]) -> list[Figure]:
+    """The figures of the recognition judge, or one line that says what is missing: the room's others stay."""
     try:
-        return found + doctor.recognised(case.model, case.held_out, *case.recogniser(), seed=case.args.seed)
+        return measure(*case.recogniser())
     except (UserError, OSError) as error:
         if not is_mistake(error):
             raise
-        # what was found stays
-        return [*found, skipped("recognition kept", str(error))]
+        return [skipped(name, str(error))]
 
 
 def images(case: Case) -> list[Figure]:
@@ -251,9 +255,12 @@ def words(case: Case) -> list[Figure]:
 def coherence(case: Case) -> list[Figure]:
     from tokun.evaluate import coherence
 
-    return coherence.measure(
+    found = coherence.measure(
         case.model, case.held_out, case.samples, seed=case.args.seed, clip=case.args.clip, judge=case.args.judge, out=case.args.out
     )
+    for what, pairs in (("held-out", case.held_out), ("generated", case.samples)):
+        found += by_recogniser(case, f"recognition, {what}", partial(coherence.by_recognition, pairs, what, seed=case.args.seed))
+    return found
 
 
 def judges(case: Case) -> list[Figure]:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from tokun.evaluate import figures, plots
+from tokun.evaluate import figures, plots, recognition
 from tokun.evaluate.doctor import reconstructed
 from tokun.evaluate.figures import Figure
 from tokun.evaluate.held_out_pairs import RealPair
@@ -31,6 +31,7 @@ from tokun.tokenizers.grammar import STATES
 from tokun.tokenizers.vocabulary import Tags
 
 if TYPE_CHECKING:
+    from tokun.evaluate.features import Features
     from tokun.inference.model import Pair, Tokun
 
 CANDIDATES = 16  # captions that each picture chooses among
@@ -65,6 +66,17 @@ def measure(
         found += by_clip(scorer, name, model, held_out, "held-out", chosen["held-out"], seed)
         found += by_clip(scorer, name, model, samples, "generated", chosen["generated"], seed)
     return found
+
+
+def by_recognition(
+    pairs: Sequence[RealPair | Pair], what: str, judge: recognition.Judge, network: Features, *, seed: int = 0
+) -> list[Figure]:
+    """How often a judge that shares no weights with the model ranks the own caption first of 16 (`recognition`): of originals, which it can
+    do at most, and of samples."""
+    vectors = network([pair.image for pair in pairs], what=f"coherence: {network.name}").float().numpy()
+    share = judge.firsts(vectors, [pair.caption for pair in pairs]).tolist()
+    note = f"over all draws of rivals; chance {1 / recognition.CANDIDATES:.1%}; judge of {judge.n} described originals, {network.name}"
+    return [figures.mean(f"recognition ranks the own caption first of 16, {what}", share, better="more", note=note, seed=seed)]
 
 
 # --- by the model's own likelihoods ---------------------------------------------------------------------------------
