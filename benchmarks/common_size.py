@@ -50,9 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def measured(model: tokun.Tokun, features: Features, args: argparse.Namespace) -> list[Figure]:
     held_out = read_pairs(model, args.shards, args.n, args.seed)
     if len(held_out) < 2 * len(style.KINDS):
-        raise UserError(
-            f"--shards {args.shards} hold {len(held_out)} usable pictures; at least {2 * len(style.KINDS)} are needed"
-        )
+        raise UserError(f"--shards {args.shards} hold {len(held_out)} usable pictures; at least {2 * len(style.KINDS)} are needed")
     share_kept = args.side / model.image_tokenizer.config.image_size if args.side else 1.0
     real, copies, made = (
         [reduced(picture, share_kept) for picture in pictures]

@@ -423,9 +423,12 @@ def test_a_form_offers_what_the_model_knows_and_no_more(tiny_model, adapted):
 
     def offered(model) -> set[str]:
         page = app.build(model)
-        return {label for block in page.blocks.values() if getattr(block, "visible", False) and (label := getattr(block, "label", None))}
+        shown = [block for block in page.blocks.values() if getattr(block, "visible", False)]
+        hints.append([block.info for block in shown if getattr(block, "elem_id", "") == "question"])
+        return {label for block in shown if (label := getattr(block, "label", None))}
 
-    able = replace(adapted, tasks=(*adapted.tasks, "question"))
+    hints: list[list[str | None]] = []
+    able = replace(adapted, tasks=(*adapted.tasks, "question"), question_wordings=("what is shown", "is this a …"))
     able.adapters.update(adapted.adapters)
     full = offered(able)
     silent = replace(tiny_model.vocabulary, registers=("plain",), subjects=(), grids=((4, 4),))
@@ -436,6 +439,7 @@ def test_a_form_offers_what_the_model_knows_and_no_more(tiny_model, adapted):
         "Say what it shows, in these registers",
     }  # fmt: skip
     assert named <= full and not named & plain and "Style" in plain
+    assert hints == [["It knows: what is shown; is this a …"], []]
     knowing = demo.Studio(replace(adapted, tasks=(*adapted.tasks, "question")))
     assert knowing.rewrite("a ship", "poetic")[0].register == "poetic"
     for studio, words, named in ((demo.Studio(tiny_model), "a ship", "not trained to rewrite"), (knowing, " ", "type a caption")):
