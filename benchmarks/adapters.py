@@ -313,7 +313,7 @@ def rewritten(model: Tokun, held: Sequence[tuple[str, str]], register: str, path
         mine = [i for i, prompt in enumerate(prompts) if len(prompt) == width]
         for part in (mine[first : first + rows] for first in range(0, len(mine), rows)):
             u = model.uniforms(0, range(len(part)))
-            made, _ = conditional_generation.write(model, [prompts[i] for i in part], u, model.text_choice(0.0, None))
+            made = conditional_generation.write(model, [prompts[i] for i in part], u, model.text_choice(0.0, None)).ids.tolist()
             said |= {i: model.text_tokenizer.decode(sequences.unpack(v, ids).rewritten or []) for i, ids in zip(part, made)}
     texts = [said[i] for i in range(len(held))]
     path.write_text("".join("\t".join([*pair, text]) + "\n" for pair, text in zip(held, texts)), encoding="utf-8")

@@ -542,7 +542,7 @@ def test_an_adapter_keeps_its_bases_tasks(base, tmp_path):
 def test_an_adapter_knows_its_bases_questions_and_its_own(base, tmp_path):
     folder = made(base, tmp_path / "mine")
     about, model = json.loads((folder / "adapter.json").read_text()), tokun.load(base)
-    model.question_wordings = ("what is shown",)
+    model.tasks, model.question_wordings = ("joint", "question"), ("what is shown",)
     for own, known in ((None, ("what is shown",)), (["is this a …"], ("what is shown", "is this a …")), ([], ())):
         (folder / "adapter.json").write_text(json.dumps(about | {"question_wordings": own}))
         assert model.use_adapter(model.add_adapter(folder)).question_wordings == known

@@ -131,6 +131,21 @@ def test_training_reads_the_plain_caption_that_was_written_for_a_titled_picture(
     assert [words_of(tree, "caption")[0] for tree in trees] == list(map(questions.caption_of, trees)) == captions()
 
 
+@pytest.mark.parametrize("mirror", [False, True])
+def test_a_sample_with_malformed_questions_is_left_out_and_counted(folder, tmp_path, mirror):
+    tokenizer, picture = ImageTokenizer.load(folder / "run" / "image_tokenizer"), io.BytesIO()
+    Image.effect_noise((32, 32), 40).save(picture, "PNG")
+    asked = [[{"question": "What is shown?", "answer": "a ship"}], [{"question": "How many?", "answer": 2}]]
+    trees = [{"caption": "A ship.", "questions": questions} for questions in asked]
+    members = [{"__key__": f"{i}", "png": picture.getvalue(), "json": json.dumps(tree).encode()} for i, tree in enumerate(trees)]
+    data.write_shard(tmp_path / "a.tar", members)
+    config = from_dict({"codes": {"views": 1, "mirror": mirror}, "threads": 1})
+    skipped = encode_shard(tmp_path / "a.tar", tmp_path / "codes.tar", tokenizer, config, torch.device("cpu"))
+    assert skipped == {"broken sample": 1} and len(data.CodeSamples([tmp_path / "codes.tar"])) == 1
+    held = [{**tree, "style": "", "subject": "", "grid": [2, 2]} for tree in trees]  # a code shard from before holds both
+    assert stage._count_held(held, [(2, 2)])["question_wordings"] == ["what is shown"]
+
+
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
 def test_a_code_shard_holds_the_codes_of_each_view_encoded_alone(folder, tmp_path, batch_size):
     tokenizer = ImageTokenizer.load(folder / "run" / "image_tokenizer")

@@ -97,6 +97,9 @@ def test_questions_are_answered_as_the_model_answers_and_told_wording_by_wording
     assert found.keys() == {"is this a moth", "how many are there"}, "what is shown has an answer of its own for each picture"
     assert found["is this a moth"].value == pytest.approx(sum(i % 4 > 0 for i in range(n)) / n) and found["how many are there"].value == 1
     assert "always 'yes': 7" in found["is this a moth"].note and "always 'two': 100.0%" in found["how many are there"].note
+    pairwise = [replace(held_out[0], questions=(("Is this a moth?", "yes"), ("Is this a moth?", "no")))] * caption_figures.MOST_ASKED
+    (balanced,) = caption_figures.questions_answered(tiny_model, pairwise)
+    assert balanced.n == caption_figures.MOST_ASKED and 0.3 < balanced.value < 0.7, "not every second one"
     monkeypatch.setattr(tiny_model, "question_wordings", ("how many …",))
     assert [figure.name for figure in caption_figures.questions_answered(tiny_model, asked)] == [
         "question answered right, held-out: how many …"

@@ -44,6 +44,7 @@ def test_an_adapter_adds_its_own_questions_and_what_is_not_recorded_is_not_refus
     assert wordings_on(("a", "b"), None) == ("a", "b")
     assert wordings_on(("a", "b"), ("c", "a")) == ("a", "b", "c")
     assert wordings_on((), ("c",)) == () == wordings_on(("a",), ())
+    assert wordings_on((), ("c",), base_asked=False) == ("c",), "the base was taught no questions"
 
 
 @pytest.mark.parametrize(

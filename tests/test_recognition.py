@@ -201,6 +201,10 @@ def test_the_judge_tells_what_is_kept_and_how_pairs_fit_or_why_not(checkpoint_fo
     evaluate.main(arguments)
     for name in ("recognition kept", "recognition, held-out", "recognition, generated"):
         assert figures()[name]["note"].startswith("skipped: needs --train-shards")
+    fitted, fit = [], recognition.fit
+    monkeypatch.setattr(recognition, "fit", lambda x, texts, seed: fitted.append(1) or fit(x[:3], texts[:3], seed=seed))
+    evaluate.main([*arguments, "--train-shards", str(small_shards / "train-*.tar")])
+    assert "described pictures share" in figures()["recognition, generated"]["note"] and len(fitted) == 1, "a failure is remembered"
     monkeypatch.setattr(recognition, "fit", lambda x, texts, seed: _easy(x, texts))
     evaluate.main([*arguments, "--train-shards", str(small_shards / "train-*.tar")])
     found = figures()

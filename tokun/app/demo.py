@@ -25,6 +25,7 @@ import numpy as np
 from PIL import Image
 
 from tokun.data import cropping, image_files
+from tokun.data.question_wordings import OPEN, wording_of
 from tokun.inference import conditional_generation, image_to_codes, latents
 from tokun.render.scale import scaled
 from tokun.utils.errors import UserError
@@ -302,12 +303,18 @@ class Studio:
         asked = [one_of(name, self.known[self.usual].registers, "register") for name in dict.fromkeys(map(str, registers))]
         return self._lane.submit(self.model.caption, shown, asked).result()
 
+    def suggested(self, most: int = 6) -> list[str]:
+        """Wordings of questions that the model knows: whole ones first, the most frequent first."""
+        return sorted(self.model.question_wordings, key=lambda wording: wording.endswith(OPEN))[:most]
+
     def answer(self, picture: Image.Image | None, question: object) -> list[conditional_generation.Words]:
         shown, asked = given(picture), text(question, "question")
         if not self.can("question"):
             raise UserError("This model was not trained on questions; it can caption the picture.")
         if not asked:
             raise UserError("Please type a question first.")
+        if (known := self.model.question_wordings) and not wording_of(asked, known):
+            raise UserError(f"This model was trained on no such question. It knows: {'; '.join(self.suggested())} …")
         return self._lane.submit(self.model.ask, shown, asked).result()
 
     def rewrite(self, caption: object, register: object) -> list[conditional_generation.Words]:

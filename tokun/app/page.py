@@ -27,7 +27,6 @@ from tokun.utils.optional_packages import need
 
 STYLE, SCRIPT = (Path(__file__).with_suffix(kind) for kind in (".css", ".js"))
 QUEUE, SESSIONS, HOUR = 20, 200, 3600
-SUGGESTED = 6  # wordings of questions
 TITLE = "One seed, one sequence: a picture, and the words for it."
 SHOW_PLATE = (
     "() => { const plate = document.getElementById('plate'); "
@@ -269,7 +268,7 @@ def from_a_picture(gr: Any, studio: demo.Studio) -> Part:
         )
         caption = gr.Button("Caption it", variant="primary", elem_id="caption")
         if studio.can("question"):
-            known = "; ".join(studio.model.question_wordings[:SUGGESTED])
+            known = "; ".join(studio.suggested())
             question = gr.Textbox(
                 label="Ask about it", info=f"It knows: {known}" if known else None, max_length=demo.MAX_TEXT, elem_id="question"
             )

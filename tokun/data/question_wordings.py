@@ -60,9 +60,12 @@ def _wordings(here: Beginning, before: tuple[str, ...]) -> Iterable[tuple[int, s
         yield from _wordings(there, (*before, word))
 
 
-def wordings_on(base: tuple[str, ...], own: tuple[str, ...] | None) -> tuple[str, ...]:
-    """The wordings of a model that continued from `base` on its `own` (None: no questions): those of both, or () if either is unknown."""
-    return base if own is None else tuple(dict.fromkeys((*base, *own))) if base and own else ()
+def wordings_on(base: tuple[str, ...], own: tuple[str, ...] | None, *, base_asked: bool = True) -> tuple[str, ...]:
+    """The wordings of a model that continued from `base` on its `own` (None: no questions): those of both, or () if either is unknown.
+    `base_asked`: whether the base was trained on questions, or may have been."""
+    if own is None or not base_asked:
+        return own or base
+    return tuple(dict.fromkeys((*base, *own))) if base and own else ()
 
 
 def wording_of(question: str, wordings: Sequence[str]) -> str:

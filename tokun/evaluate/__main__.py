@@ -69,6 +69,7 @@ class Case:
     held_out: list[RealPair]
     features: Features | None
     no_features: str = ""
+    found_recogniser: tuple[Judge, Features] | Exception | None = None
 
     @classmethod
     def open(cls, args: argparse.Namespace) -> Case:
@@ -141,10 +142,20 @@ class Case:
         return read_pairs(self.model, self.args.train_shards, max(len(self.held_out), self.args.n_samples), self.args.seed, **self.keys)
 
     def recogniser(self) -> tuple[Judge, Features]:
-        """The recognition judge, fitted on the training pairs and stored in --out, and its network.
+        """The recognition judge, fitted once on the training pairs and stored in --out, and its network.
 
         Raises ImportError or UserError if something is missing.
         """
+        if self.found_recogniser is None:
+            try:
+                self.found_recogniser = self.fitted_recogniser()
+            except (UserError, OSError) as error:
+                self.found_recogniser = error
+        if isinstance(self.found_recogniser, Exception):
+            raise self.found_recogniser
+        return self.found_recogniser
+
+    def fitted_recogniser(self) -> tuple[Judge, Features]:
         from tokun import data
         from tokun.evaluate import recognition
         from tokun.evaluate.features import last_layer

@@ -47,7 +47,7 @@ def measure(
         found += repetition(texts, what) + (copies(texts, training, what) if training else [])
     found += wholeness([(pair.caption, len(pair.caption_ids) >= model.vocabulary.max_text) for pair in samples], real)
     found += agreement(captions_for(model, held_out, seed), real, seed) + subjects_named(model, held_out)
-    return found + questions_answered(model, held_out)
+    return found + questions_answered(model, held_out, seed)
 
 
 def grams(tokens: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
@@ -174,9 +174,12 @@ def subjects_named(model: Tokun, held_out: Sequence[RealPair]) -> list[Figure]:
 MOST_ASKED, MOST_SHOWN = 128, 12  # questions of a wording; wordings
 
 
-def questions_answered(model: Tokun, held_out: Sequence[RealPair]) -> list[Figure]:
-    """How often the model gives the answer that the shards hold, for each of the most frequent wordings of the held-out questions (free
-    ones, such as "what is shown", are left out). Nothing of a model that was not trained on questions."""
+def questions_answered(
+    model: Tokun, held_out: Sequence[RealPair], seed: int = 0, *, wordings: int = MOST_SHOWN, cases: int = MOST_ASKED
+) -> list[Figure]:
+    """How often the model gives the answer that the shards hold, for each of the most frequent `wordings` of the held-out questions, of
+    which at most `cases` are drawn by the seed (free ones, such as "what is shown", are left out). Nothing of a model that was not trained
+    on questions."""
     if "question" not in model.tasks:
         return []
     asked = [(pair, question, answer) for pair in held_out for question, answer in pair.questions]
@@ -186,13 +189,13 @@ def questions_answered(model: Tokun, held_out: Sequence[RealPair]) -> list[Figur
         if (wording := wording_of(one[1], known)) and len(model.text_tokenizer.encode(one[1])) <= model.vocabulary.max_text:
             by_wording.setdefault(wording, []).append(one)
     found = []
-    for wording, cases in sorted(by_wording.items(), key=lambda item: -len(item[1]))[:MOST_SHOWN]:
-        cases = cases[:: math.ceil(len(cases) / MOST_ASKED)]
-        counts = Counter(answer for _, _, answer in cases)
-        if len(counts) > len(cases) / 2:  # each answer its own: nothing is right or wrong
+    for wording, every in sorted(by_wording.items(), key=lambda item: -len(item[1]))[:wordings]:
+        some = [every[i] for i in np.sort(np.random.default_rng(seed).permutation(len(every))[:cases])]
+        counts = Counter(answer for _, _, answer in some)
+        if len(counts) > len(some) / 2:  # each answer its own: nothing is right or wrong
             continue
-        answers = answers_to(model, [question for _, question, _ in cases], [pair for pair, _, _ in cases])
-        right = [answer == wanted for answer, (_, _, wanted) in zip(answers, cases)]
+        answers = answers_to(model, [question for _, question, _ in some], [pair for pair, _, _ in some])
+        right = [words(answer) == words(wanted) for answer, (_, _, wanted) in zip(answers, some)]
         commonest, count = counts.most_common(1)[0]
         note = f"likeliest answer; always {commonest!r}: {count / counts.total():.1%}"
         found.append(figures.share(f"question answered right, held-out: {wording}", right, better="more", note=note))

@@ -67,7 +67,7 @@ class Adapter:
     tag_counts: TagCounts = field(default_factory=list, repr=False)
     tasks: tuple[str, ...] = ()
     question_wordings: tuple[str, ...] | None = None
-    """Of its own questions; None: it has none, () : not recorded."""
+    """Of its own questions; None: it has none; (): not recorded."""
     card: str = field(default="", repr=False)
 
     @property
@@ -329,7 +329,8 @@ def use(model: Tokun, name: str | None) -> None:
     model.base, model.adapter = base, name
     card = adapter.card or base.card
     tasks = tasks_on(base.tasks, adapter.tasks)
-    asked = wordings_on(base.question_wordings, adapter.question_wordings)
+    base_asked = not base.tasks or "question" in base.tasks
+    asked = wordings_on(base.question_wordings, adapter.question_wordings, base_asked=base_asked)
     _become(model, Base(generator, adapter.vocabulary, adapter.defaults, adapter.tag_counts, tasks, asked, card))
 
 

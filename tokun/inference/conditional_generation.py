@@ -192,7 +192,7 @@ def require_wording(model: Tokun, question: str) -> None:
         more = f", and {len(known) - SHOWN} more" if len(known) > SHOWN else ""
         raise UserError(
             f"this model was trained on no question like {question!r}, so its answer would mean nothing. It knows: "
-            f"{'; '.join(known[:SHOWN])}{more} (`tokun info --json` has all). "
+            f"{'; '.join(known[:SHOWN])}{more} (`tokun info CHECKPOINT --json` has all). "
             "More can be trained: questions in each KEY.json (docs/guides/data.md)"
         )
 

@@ -87,7 +87,8 @@ class Description:
     def _tags(self, most: int = SHOWN) -> list[tuple[str, str]]:
         kinds = {"styles": self.styles, "subjects": self.subjects, "things": self.things}
         counted = [(label, f"{len(names)}: {some(names, most)}" if names else "none") for label, names in kinds.items()]
-        asked = [("questions", some(self.questions, most))] if self.questions else []
+        more = f"; and {len(self.questions) - most} more (--json)" if len(self.questions) > most else ""
+        asked = [("questions", "; ".join(self.questions[:most]) + more)] if self.questions else []
         return [*counted, ("registers", ", ".join(self.registers) or "none"), ("tasks", ", ".join(self.tasks) or "not recorded"), *asked]
 
     def network(self) -> str:
@@ -174,7 +175,12 @@ def _of_adapter(folder: Path) -> Description:
             matching = (at / folders.MATCHING).is_dir()
             # as when the adapter is in use
             about["tasks"] = tasks_on(settings.get("tasks", ()), about.get("tasks", ()))
-            about["question_wordings"] = wordings_on(tuple(settings.get("question_wordings", ())), own if own is None else tuple(own))
+            taught = settings.get("tasks", ())
+            about["question_wordings"] = wordings_on(
+                tuple(settings.get("question_wordings", ())),
+                own if own is None else tuple(own),
+                base_asked=not taught or "question" in taught,
+            )
         return _made(
             vocabulary,
             about,

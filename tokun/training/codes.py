@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import io
@@ -225,8 +226,9 @@ def _count_held(records: Iterable[dict[str, Any]], grids: Sequence[cropping.Grid
             repetition.add(caption)
         shapes[grid] += 1
         asked += bool(tree.get("questions"))
-        for question, _ in questions_of(tree):
-            questions.add(question)
+        with contextlib.suppress(BadSample):  # of a shard from before malformed questions were left out
+            for question, _ in questions_of(tree):
+                questions.add(question)
     things = common_things(Counter(row[2] for row in rows if row[2]))
     rows = [(style, subject, thing if thing in things else "", grid) for style, subject, thing, grid in rows]
     wide = bool(things) or len(grids) > 1
@@ -272,7 +274,8 @@ def encode_shard(
         try:
             tree, framed = samples.index.read_json(i), samples.framed(i)
             captions = captions_of(tree, config)
-            turn = c.mirror and mirror.may_be_mirrored(mirror.seen_of(captions, questions_of(tree)))
+            asked = questions_of(tree)
+            turn = c.mirror and mirror.may_be_mirrored(mirror.seen_of(captions, asked))
         except (OSError, BadSample):
             return "broken sample"
         if "plain" not in captions:
