@@ -48,10 +48,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def measured(model: tokun.Tokun, features: Features, args: argparse.Namespace) -> list[Figure]:
+    own = model.image_tokenizer.config.image_size
+    if not 0 <= args.side <= own:
+        raise UserError(f"--side is {args.side}; pictures of {own} px can only be reduced: give 0 to {own}")
     held_out = read_pairs(model, args.shards, args.n, args.seed)
     if len(held_out) < 2 * len(style.KINDS):
         raise UserError(f"--shards {args.shards} hold {len(held_out)} usable pictures; at least {2 * len(style.KINDS)} are needed")
-    share_kept = args.side / model.image_tokenizer.config.image_size if args.side else 1.0
+    share_kept = args.side / own if args.side else 1.0
     real, copies, made = (
         [reduced(picture, share_kept) for picture in pictures]
         for pictures in (

@@ -22,8 +22,10 @@ def test_a_checkpoint_is_measured_at_its_own_size_and_at_another(checkpoint_fold
         assert name in lines, "distances of so few pictures may be unknown, and are told so"
     for name in ("lines: spectrum error of reconstructions, dB", "lines: SSIM of gradients of reconstructions"):
         assert "nan" not in lines[name].partition("[")[0] and lines[name] not in small
+    with pytest.raises(ValueError, match=r"--side is 64; pictures of .* can only be reduced"):
+        common_size.main([*given, "--side", "64"])
     with pytest.raises(ValueError, match="hold 4 usable pictures"):
-        common_size.main([*given[:-1], "4"])
+        common_size.main([*given[:-1], "4", "--side", "0"])
 
 
 def test_a_picture_keeps_its_shape():

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from tokun.data.caption_words import words
 
@@ -58,6 +59,13 @@ def _wordings(here: Beginning, before: tuple[str, ...]) -> Iterable[tuple[int, s
         return
     for word, there in here.following.items():
         yield from _wordings(there, (*before, word))
+
+
+def recorded_by(adapter: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """The wordings in an adapter's record: None if it has no questions, () if it may have some and does not say which."""
+    found, tasks = adapter.get("question_wordings", ()), adapter.get("tasks", ())
+    older_without = "question_wordings" not in adapter and tasks and "question" not in tasks
+    return None if found is None or older_without else tuple(map(str, found))
 
 
 def wordings_on(base: tuple[str, ...], own: tuple[str, ...] | None, *, base_asked: bool = True) -> tuple[str, ...]:

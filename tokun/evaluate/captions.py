@@ -189,11 +189,12 @@ def questions_answered(
         if (wording := wording_of(one[1], known)) and len(model.text_tokenizer.encode(one[1])) <= model.vocabulary.max_text:
             by_wording.setdefault(wording, []).append(one)
     found = []
-    for wording, every in sorted(by_wording.items(), key=lambda item: -len(item[1]))[:wordings]:
+    closed = {  # of the others each answer is its own: nothing is right or wrong
+        wording: every for wording, every in by_wording.items() if len({answer for _, _, answer in every}) <= len(every) / 2
+    }
+    for wording, every in sorted(closed.items(), key=lambda item: -len(item[1]))[:wordings]:
         some = [every[i] for i in np.sort(np.random.default_rng(seed).permutation(len(every))[:cases])]
         counts = Counter(answer for _, _, answer in some)
-        if len(counts) > len(some) / 2:  # each answer its own: nothing is right or wrong
-            continue
         answers = answers_to(model, [question for _, question, _ in some], [pair for pair, _, _ in some])
         right = [words(answer) == words(wanted) for answer, (_, _, wanted) in zip(answers, some)]
         commonest, count = counts.most_common(1)[0]

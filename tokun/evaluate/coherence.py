@@ -71,8 +71,8 @@ def measure(
 def by_recognition(
     pairs: Sequence[RealPair | Pair], what: str, judge: recognition.Judge, network: Features, *, seed: int = 0
 ) -> list[Figure]:
-    """How often a judge that shares no weights with the model ranks the own caption first of 16 (`recognition`): of originals, which it can
-    do at most, and of samples."""
+    """How often a judge that was fitted apart from the model ranks the own caption first of 16 (`recognition`): of originals, which it can
+    do at most, and of samples. On SqueezeNet's features it is no stranger: they are the image tokenizer's loss."""
     vectors = network([pair.image for pair in pairs], what=f"coherence: {network.name}").float().numpy()
     share = judge.firsts(vectors, [pair.caption for pair in pairs]).tolist()
     note = f"over all draws of rivals; chance {1 / recognition.CANDIDATES:.1%}; judge of {judge.n} described originals, {network.name}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -84,9 +85,12 @@ def _read(model: Tokun, samples: data.ImageSamples, i: int, style_key: str, subj
     try:
         framed = samples.framed(i)
         tree = samples.index.read_json(i)
-        caption, questions = plain_of(tree, caption_key), tuple(questions_of(tree))
+        caption = plain_of(tree, caption_key)
     except (OSError, BadSample):
         return None
+    questions: tuple[tuple[str, str], ...] = ()
+    with contextlib.suppress(BadSample):
+        questions = tuple(questions_of(tree))
     ids = model.text_tokenizer.encode(caption)
     if not ids:
         return None

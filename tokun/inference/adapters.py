@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from tokun.config import SamplingConfig
-from tokun.data.question_wordings import wordings_on
+from tokun.data.question_wordings import recorded_by, wordings_on
 from tokun.inference import decoder, folders
 from tokun.inference.candidates import require_candidates
 from tokun.inference.folders import ABOUT, CARD, VOCABULARY
@@ -114,8 +114,7 @@ def read(path: str | Path, name: str = "") -> Adapter:
         config, about = (json.loads((folder / part).read_text(encoding="utf-8")) for part in (CONFIG, ABOUT))
         counts = read_counts(about["tag_counts"])
         defaults, tasks = SamplingConfig(**about["defaults"]), tuple(map(str, about["tasks"]))
-        asked = about.get("question_wordings", ())
-        asked = None if asked is None else tuple(map(str, asked))
+        asked = recorded_by(about)
         require_candidates(defaults.best_of, f"{folder / ABOUT}: defaults.")
         base, made_on = str(about["base"]), str(about["base_fingerprint"])
         require_mergeable(config)

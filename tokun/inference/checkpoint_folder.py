@@ -63,7 +63,7 @@ class Settings:
     tasks: tuple[str, ...]
     fit: str  # of a picture to its grid
     unrepeated_words: tuple[str, ...]  # that a caption has at most once
-    question_wordings: tuple[str, ...]  # `question_wordings`; empty: not recorded
+    question_wordings: tuple[str, ...]  # as `Tokun.question_wordings`
     image_tokenizer: str  # its fingerprint
     text_tokenizer: str | None  # its fingerprint; older checkpoints lack it
 
@@ -79,7 +79,7 @@ def read_settings(path: Path) -> Settings:
             tasks=tuple(str(task) for task in tree.get("tasks", ())),
             fit=tree.get("fit", ""),
             unrepeated_words=tuple(map(str, tree.get("unrepeated_words", ()))),
-            question_wordings=tuple(map(str, tree.get("question_wordings", ()))),
+            question_wordings=tuple(map(str, tree.get("question_wordings") or ())),
             image_tokenizer=str(tree["image_tokenizer"]),
             text_tokenizer=None if text_tokenizer is None else str(text_tokenizer),
         )

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tokun.data import cropping
 from tokun.data.caption_words import words as words_of
-from tokun.data.question_wordings import wording_of
+from tokun.data.question_wordings import OPEN, wording_of
 from tokun.inference import latents
 from tokun.inference.image_to_codes import Picture, encode_whole, open_picture, see
 from tokun.inference.sampling import Generated
@@ -189,10 +189,11 @@ def require_wording(model: Tokun, question: str) -> None:
     """Raise UserError for a question unlike all that the model was trained on, if these are recorded."""
     known = model.question_wordings
     if known and isinstance(question, str) and words_of(question) and not wording_of(question, known):
+        known = sorted(known, key=lambda wording: wording.endswith(OPEN))  # whole questions first
         more = f", and {len(known) - SHOWN} more" if len(known) > SHOWN else ""
         raise UserError(
             f"this model was trained on no question like {question!r}, so its answer would mean nothing. It knows: "
-            f"{'; '.join(known[:SHOWN])}{more} (`tokun info CHECKPOINT --json` has all). "
+            f"{'; '.join(known[:SHOWN])}{more} (`tokun info CHECKPOINT --json` has all; … stands for any words). "
             "More can be trained: questions in each KEY.json (docs/guides/data.md)"
         )
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from tokun.config import SamplingConfig
-from tokun.data.question_wordings import wordings_on
+from tokun.data.question_wordings import recorded_by, wordings_on
 from tokun.inference import folders
 from tokun.tokenizers.wordings import tasks_on
 from tokun.utils.errors import UserError, reading
@@ -171,16 +171,16 @@ def _of_adapter(folder: Path) -> Description:
         if folders.is_local(base):  # any other base is not downloaded just for this
             at = folders.resolve(base)
             network, tokenizer = _json(at / folders.GENERATOR / "config.json"), _json(at / folders.IMAGE_TOKENIZER / "config.json")
-            settings, own = _json(at / folders.SAMPLING), about.get("question_wordings", ())
+            settings = _json(at / folders.SAMPLING)
             matching = (at / folders.MATCHING).is_dir()
             # as when the adapter is in use
-            about["tasks"] = tasks_on(settings.get("tasks", ()), about.get("tasks", ()))
             taught = settings.get("tasks", ())
             about["question_wordings"] = wordings_on(
-                tuple(settings.get("question_wordings", ())),
-                own if own is None else tuple(own),
+                tuple(settings.get("question_wordings") or ()),
+                recorded_by(about),
                 base_asked=not taught or "question" in taught,
             )
+            about["tasks"] = tasks_on(settings.get("tasks", ()), about.get("tasks", ()))
         return _made(
             vocabulary,
             about,

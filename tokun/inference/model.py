@@ -137,7 +137,7 @@ class Tokun:
     """Words that training captions hardly ever have twice (`data.caption_words`). Texts written with `no_repeats` never do. An adapter
     keeps its base's."""
     question_wordings: tuple[str, ...] = ()
-    """Of the questions it was trained on (`data.question_wordings`); empty: not recorded."""
+    """Of the questions it was trained on (`data.question_wordings`); empty: none, too many, or not recorded, and any is tried."""
     matching: MatchingHead | None = None
     """Says how well captions fit pictures (`match`); None: not trained (`align.matching`). An adapter keeps its base's."""
 
