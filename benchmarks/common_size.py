@@ -19,8 +19,8 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import tokun
-from tokun.evaluate import style
-from tokun.evaluate.distances import frechet, jackknife, kid, manifold, spread
+from tokun.evaluate import images, style
+from tokun.evaluate.distances import jackknife, manifold, spread
 from tokun.evaluate.doctor import each, reconstructed
 from tokun.evaluate.features import Features, open_features
 from tokun.evaluate.figures import Figure, mean, share
@@ -68,9 +68,7 @@ def measured(model: tokun.Tokun, features: Features, args: argparse.Namespace) -
     examined, _ = style.generated_others(real[half:], args.seed + 1)
     judge = style.fit(vectors[:half], features(others))
     return [
-        jackknife("Fréchet distance", [drawn, vectors], frechet, seed=args.seed),
-        jackknife("Fréchet distance, half of the held-out pictures", [vectors[:half], vectors[half:]], frechet, seed=args.seed),
-        jackknife("KID", [drawn, vectors], kid, seed=args.seed),
+        *images.distances(vectors, drawn, vectors[:0], features.name, args.seed),
         *manifold(vectors, drawn, ""),
         jackknife("diversity", [drawn, vectors], lambda a, b: spread(a) / spread(b), seed=args.seed),
         share("style: samples taken for engravings", judge(drawn)),

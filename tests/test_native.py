@@ -240,16 +240,17 @@ def test_compiled_samples_are_the_plain_ones_but_for_rounding(tiny_model):
     bare = torch.tensor([[v.id("<bos>"), v.id("<boi>")]] * 16)
     u = latents.uniform(latents.draw(3, range(16), slots.size))
     for scale in (1.0, 2.0):
-        made = []
+        made, how = [], DecodingSettings(guidance_scale=scale, text_guidance_scale=scale)
         for compiled in (True, False):
             assert decoder.compile_steps(generator, compiled) == compiled
             made.append(
                 sampling.generate(
                     generator,
-                    sampling.Rules(v, slots, DecodingSettings(guidance_scale=scale), Constraints((v.id("<boq>"),))),
+                    sampling.Rules(v, slots, how, Constraints((v.id("<boq>"),))),
                     torch.tensor([prompt] * 16),
                     u,
                     unconditional_image=bare,
+                    unconditional_text=torch.tensor([prompt[:-1]] * 16),
                 )
             )
         same = [sequences.unpack(v, a.tolist()) == sequences.unpack(v, b.tolist()) for a, b in zip(made[0].ids, made[1].ids)]
@@ -257,6 +258,8 @@ def test_compiled_samples_are_the_plain_ones_but_for_rounding(tiny_model):
         kept = torch.tensor(same)
         torch.testing.assert_close(made[0].image_nll[kept], made[1].image_nll[kept], rtol=1e-4, atol=1e-3)
         torch.testing.assert_close(made[0].text_nll[kept], made[1].text_nll[kept], rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(made[0].text_nll_alone[kept], made[1].text_nll_alone[kept], rtol=1e-4, atol=1e-3)
+        assert (made[0].text_nll_alone > 0).all() == (scale != 1)
 
 
 # --- building ---------------------------------------------------------------------------------------------------------

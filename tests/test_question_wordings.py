@@ -44,7 +44,7 @@ def test_an_adapter_adds_its_own_questions_and_what_is_not_recorded_is_not_refus
     assert wordings_on(("a", "b"), None) == ("a", "b")
     assert wordings_on(("a", "b"), ("c", "a")) == ("a", "b", "c")
     assert wordings_on((), ("c",)) == () == wordings_on(("a",), ())
-    assert wordings_on((), ("c",), base_asked=False) == ("c",), "the base was taught no questions"
+    assert wordings_on((), ("c",), ("joint",)) == ("c",), "the base was taught no questions"
     assert recorded_by({"question_wordings": ["c"]}) == ("c",) and recorded_by({"question_wordings": None}) is None
     assert recorded_by({"tasks": ["joint"]}) is None and recorded_by({"tasks": ["joint", "question"]}) == () == recorded_by({})
 

@@ -37,8 +37,8 @@ def cannot_be_opened(url: str, error: BaseException) -> FileNotFoundError:
 
 def storage_errors() -> tuple[type[BaseException], ...]:
     """The exceptions of the storages behind fsspec. They share no base class, and only imported backends are listed."""
+    import asyncio  # some 20 ms, which most runs of `prepare` do not need
+
     others = (("aiohttp", "ClientError"), ("botocore.exceptions", "BotoCoreError"), ("google.auth.exceptions", "GoogleAuthError"))
     loaded = [getattr(sys.modules[module], name) for module, name in (*others, ("gcsfs.retry", "HttpError")) if module in sys.modules]
-    import asyncio  # a hundredth of a second, which most runs of `prepare` do not need
-
     return (OSError, ValueError, asyncio.TimeoutError, *loaded)

@@ -105,7 +105,7 @@ def captions_of_pictures(model: Tokun, config: GrpoConfig, u: Tensor, seed: int,
             guidance = how.text_guidance_scale
             made = conditional_generation.write(model, given_prompts, u[part], how.text, unconditional, guidance)
             texts = [sequences.unpack(v, row).caption or [] for row in made.ids.tolist()]
-            alone = model.caption_nll([tags[i] for i in part], texts) if guidance == 1 else made.text_nll_alone.tolist()
+            alone = conditional_generation.nll_alone(model, [tags[i] for i in part], texts, made, guidance)
             for i, text, own, without in zip(part, texts, made.text_nll.tolist(), alone):
                 words = model.text_tokenizer.decode(text)
                 out[i] = replace(shown[i], index=indices[i], caption=words, caption_ids=text, caption_nll=own, pmi=without - own)

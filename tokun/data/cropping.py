@@ -9,7 +9,7 @@ A negative width means that the crop is mirrored.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -32,8 +32,8 @@ WHITE = 235  # grey level from which paper is filled with white
 # --- grids ----------------------------------------------------------------------------------------------------------
 
 
-def alike(grids: Sequence[Grid | None], most: int) -> Iterator[tuple[Any, list[int]]]:
-    """(grid, indices of at most `most` pictures that have it), for each grid in the order in which they come."""
+def alike(grids: Sequence[Hashable], most: int) -> Iterator[tuple[Any, list[int]]]:
+    """(grid, indices of at most `most` pictures that have it), for each grid, or grid and length, in the order in which they come."""
     for grid in dict.fromkeys(grids):
         own = [i for i, other in enumerate(grids) if other == grid]
         yield from ((grid, own[at : at + most]) for at in range(0, len(own), most))

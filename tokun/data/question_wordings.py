@@ -68,10 +68,10 @@ def recorded_by(adapter: Mapping[str, Any]) -> tuple[str, ...] | None:
     return None if found is None or older_without else tuple(map(str, found))
 
 
-def wordings_on(base: tuple[str, ...], own: tuple[str, ...] | None, *, base_asked: bool = True) -> tuple[str, ...]:
+def wordings_on(base: tuple[str, ...], own: tuple[str, ...] | None, base_tasks: Sequence[str] = ()) -> tuple[str, ...]:
     """The wordings of a model that continued from `base` on its `own` (None: no questions): those of both, or () if either is unknown.
-    `base_asked`: whether the base was trained on questions, or may have been."""
-    if own is None or not base_asked:
+    `base_tasks`: what the base was trained on, () if that is not recorded."""
+    if own is None or (base_tasks and "question" not in base_tasks):
         return own or base
     return tuple(dict.fromkeys((*base, *own))) if base and own else ()
 

@@ -144,7 +144,7 @@ class Case:
     def recogniser(self) -> tuple[Judge, Features]:
         """The recognition judge, fitted once on the training pairs and stored in --out, and its network.
 
-        Raises ImportError or UserError if something is missing.
+        Raises UserError (a missing package, too) or OSError if something is missing.
         """
         if self.found_recogniser is None:
             try:

@@ -207,14 +207,11 @@ def answers_to(model: Tokun, questions: str | Sequence[str], pairs: Sequence[Rea
     """The likeliest answer to a question about each picture, or to one of its own, as `model.ask` gives it at temperature 0."""
     v, out = model.vocabulary, dict[int, str]()
     asked = [model.encode_text(text) for text in ([questions] * len(pairs) if isinstance(questions, str) else questions)]
-    for grid, part in batches(model, pairs, len(pairs)):
-        prompts = {i: sequences.question_prompt(v, Tags(grid=grid), pairs[i].codes, asked[i]) for i in part}
-        for width in dict.fromkeys(map(len, prompts.values())):
-            alike = [i for i in part if len(prompts[i]) == width]
-            for few in (alike[first : first + rows] for first in range(0, len(alike), rows)):
-                u = model.uniforms(0, range(len(few)))
-                made = conditional_generation.write(model, [prompts[i] for i in few], u, model.text_choice(0.0))
-                out |= {i: model.text_tokenizer.decode(sequences.unpack(v, ids).answer or []) for i, ids in zip(few, made.ids.tolist())}
+    grids = grids_of(model, pairs)
+    prompts = [sequences.question_prompt(v, Tags(grid=grid), pair.codes, ids) for grid, pair, ids in zip(grids, pairs, asked)]
+    for _, part in cropping.alike(list(zip(grids, map(len, prompts))), rows):  # prompts of a batch have one length
+        made = conditional_generation.write(model, [prompts[i] for i in part], model.uniforms(0, range(len(part))), model.text_choice(0.0))
+        out |= {i: model.text_tokenizer.decode(sequences.unpack(v, ids).answer or []) for i, ids in zip(part, made.ids.tolist())}
     return [out[i] for i in range(len(pairs))]
 
 

@@ -328,8 +328,7 @@ def use(model: Tokun, name: str | None) -> None:
     model.base, model.adapter = base, name
     card = adapter.card or base.card
     tasks = tasks_on(base.tasks, adapter.tasks)
-    base_asked = not base.tasks or "question" in base.tasks
-    asked = wordings_on(base.question_wordings, adapter.question_wordings, base_asked=base_asked)
+    asked = wordings_on(base.question_wordings, adapter.question_wordings, base.tasks)
     _become(model, Base(generator, adapter.vocabulary, adapter.defaults, adapter.tag_counts, tasks, asked, card))
 
 

@@ -92,7 +92,7 @@ def caption(
     guidance = model.text_guidance(text_guidance_scale)
     made = write(model, prompts, u, choice, unconditional_text, guidance)
     texts = [sequences.unpack(v, ids).caption or [] for ids in made.ids.tolist()]
-    alone = model.caption_nll(tags, texts) if guidance == 1 else made.text_nll_alone.tolist()
+    alone = nll_alone(model, tags, texts, made, guidance)
     return [words(model, *parts) for parts in zip(texts, [t.register for t in tags], made.text_nll.tolist(), alone)]
 
 
@@ -149,6 +149,11 @@ def write(
     pictures."""
     how = DecodingSettings(text=choice, text_guidance_scale=text_guidance_scale)
     return model.generate(prompts, u, how, unconditional_text=unconditional_text)
+
+
+def nll_alone(model: Tokun, tags: Sequence[Tags], texts: Sequence[list[int]], made: Generated, guidance: float) -> list[float]:
+    """Nats of captions without their pictures: as text guidance has read them, or without guidance by a pass of their own."""
+    return model.caption_nll(tags, texts) if guidance == 1 else made.text_nll_alone.tolist()
 
 
 def words(model: Tokun, ids: list[int], register: str, nll: float, alone: float) -> Words:

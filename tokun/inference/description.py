@@ -174,13 +174,9 @@ def _of_adapter(folder: Path) -> Description:
             settings = _json(at / folders.SAMPLING)
             matching = (at / folders.MATCHING).is_dir()
             # as when the adapter is in use
-            taught = settings.get("tasks", ())
-            about["question_wordings"] = wordings_on(
-                tuple(settings.get("question_wordings") or ()),
-                recorded_by(about),
-                base_asked=not taught or "question" in taught,
-            )
-            about["tasks"] = tasks_on(settings.get("tasks", ()), about.get("tasks", ()))
+            known, taught = tuple(settings.get("question_wordings") or ()), settings.get("tasks", ())
+            about["question_wordings"] = wordings_on(known, recorded_by(about), taught)
+            about["tasks"] = tasks_on(taught, about.get("tasks", ()))
         return _made(
             vocabulary,
             about,
